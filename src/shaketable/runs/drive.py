@@ -1,0 +1,127 @@
+"""Driving a training: resume, train, save, and stop when asked, so that no moment of a crash costs the run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError
+from ..data import Dataset
+from ..models import ModelSpec, read_manifest
+from ..models import load as load_model
+from ..models import save as save_model
+from ..training import Epoch, Plan, State, Step, fit
+from . import generation
+from .interrupt import Interrupted, interrupts
+
+REMEDY = "Give the run's own settings, or another --out folder."
+
+
+@dataclass(frozen=True)
+class Driven:
+    """How a training went.
+
+    Args:
+        resumed: the epoch (counted from 1) in which it went on, or None.
+        elsewhere: facts of the machine that differ from where it began; then the end need not be bit-identical.
+        collapsed: whether it ended early because the model predicted a single class.
+    """
+
+    resumed: int | None
+    elsewhere: tuple[str, ...]
+    collapsed: bool
+
+
+def drive(
+    state: State,
+    plan: Plan,
+    train: Dataset,
+    slices: dict[str, Dataset],
+    *,
+    folder: Path,
+    spec: ModelSpec,
+    identity: dict[str, Any],
+    machine: dict[str, Any],
+    save_every: float = 30.0,
+    show: Callable[[Step | Epoch], None] = lambda _event: None,
+) -> Driven:
+    """Train a state to its end, from the folder's checkpoint if there is one.
+
+    Args:
+        folder: of the run; checkpoints are in its subfolder "checkpoints".
+        identity: what must be the same to go on: the configuration and the data's fingerprints.
+        machine: what should be the same for a bit-identical end: versions, threads, device.
+        save_every: seconds between two checkpoints, which are made at the end of a step. No result depends on it.
+        show: told of every step and epoch.
+
+    A run that is killed at any moment and resumed, on the same machine with the same number of threads, ends with the same
+    weights, bit for bit, as one that was not: all draws depend on (seed, epoch, step), and all other state is saved.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
+        InputError: an identity or a machine that is no JSON.
+        CheckpointError: the folder's checkpoint is damaged, or of another run.
+        StorageError: a checkpoint could not be written; the one before stays.
+
+    Checked by tests/runs/test_kills.py: random SIGKILLs, then the same hash of the weights.
+    """
+    root = folder / "checkpoints"
+    identity, machine = generation.as_json("identity", identity), generation.as_json("machine", machine)
+    resumed, elsewhere = _resume(state, root, spec, identity, machine)
+    saved = time.monotonic()
+    with interrupts() as requests:
+        for event in fit(state, plan, train, slices):
+            show(event)
+            ended = isinstance(event, Epoch) and (event.epoch == plan.epochs or state.constant >= plan.patience)
+            if requests.stop or ended or time.monotonic() - saved >= save_every:
+                _save(state, root, spec, identity, machine)
+                saved = time.monotonic()
+            if requests.stop:
+                where = "after the last epoch" if ended else f"in epoch {state.epoch + 1} of {plan.epochs}"
+                raise Interrupted(f"Stopped {where}; the run is in {folder}.")
+    return Driven(resumed, elsewhere, state.constant >= plan.patience)
+
+
+def _save(state: State, root: Path, spec: ModelSpec, identity: dict[str, Any], machine: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        save_model(temporary / "model.safetensors", state.model, spec)
+        generation.write_tensors(temporary / "state.pt", state.state_dict())
+
+    name = f"{state.epoch:06d}-{state.step:06d}"
+    generation.save(root, name, {"identity": identity, "machine": machine}, write)
+
+
+def _resume(
+    state: State, root: Path, spec: ModelSpec, identity: dict[str, Any], machine: dict[str, Any]
+) -> tuple[int | None, tuple[str, ...]]:
+    """Load the newest checkpoint into the state; returns the epoch it goes on in and what the machine differs in."""
+    generation.clean(root)
+    found = generation.latest(root)
+    if found is None:
+        return None, ()
+    other = differences(found.facts.get("identity", {}), identity)
+    if other:
+        raise CheckpointError(
+            str(found.folder), "a checkpoint of this run", f"other settings: {'; '.join(other)}", REMEDY
+        )
+    path = found.folder / "model.safetensors"
+    if other := differences(read_manifest(path).spec.to_json(), spec.to_json()):
+        raise CheckpointError(str(path), "a checkpoint of this model", f"another one: {'; '.join(other)}", REMEDY)
+    weights = load_model(path, trust=True).model.state_dict()  # the same spec: its code, if any, has run already
+    saved = generation.read_tensors(found.folder / "state.pt")
+    try:
+        state.model.load_state_dict(weights)
+        state.load_state_dict(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        wrong = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(str(found.folder), "a state of this training", wrong, REMEDY) from error
+    return state.epoch + 1, tuple(differences(found.facts.get("machine", {}), machine))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as "key: old, now new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [line for k in keys for line in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if old == new else [f"{path}: {old!r}, now {new!r}"]
