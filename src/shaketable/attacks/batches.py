@@ -1,0 +1,69 @@
+"""Images to be attacked, in whatever form they come, as batches with their balls."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.ball import Ball
+from ..core.errors import InputError
+from ..core.tree import leaves
+from ..data.dataset import Batch, Dataset
+
+BATCH = 64  # the fastest of 16..1024 for every library measured: larger activations fall out of the cache
+Batches = Iterable[tuple[Tensor, Tensor]] | Iterable[Batch]
+
+
+def batches(x: Any, y: Any, within: Ball, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor, Ball]]:
+    """Images, their labels and their ball, batch by batch, checked; empty batches are left out.
+
+    Args:
+        x, y: images and labels; or x is a `Dataset` or an iterable of batches, and y is None.
+        within: the ball of all images, or with a tensor of each.
+        batch_size: for a tensor or a Dataset; None is `BATCH`.
+
+    Raises:
+        InputError: anything else, and images that are not finite or outside the box.
+    """
+    size = BATCH if batch_size is None else batch_size
+    if type(size) is not int or size < 1:
+        raise InputError("batch_size", "a whole number of at least 1", repr(batch_size), "Give 64, for example.")
+    if isinstance(x, Tensor):
+        images, labels = _pair(x, y)
+        ball = within.on(images)
+        for rows in torch.arange(len(images)).split(size):
+            if len(rows):
+                yield images[rows], labels[rows], ball.rows(rows)
+        return
+    if y is not None:
+        raise InputError("y", "no labels besides batches that hold theirs", type(y).__name__, "Leave y out.")
+    if not isinstance(x, Dataset) and batch_size is not None:
+        found = f"batches in a {type(x).__name__}"
+        raise InputError("batch_size", "nothing for batches that are given", found, "Leave it out, or give a tensor.")
+    if not isinstance(x, Iterable) and not isinstance(x, Dataset):
+        found = type(x).__name__
+        raise InputError("x", "a tensor, a Dataset or an iterable of (x, y)", found, "Give one of these.")
+    for batch in x.batches(size) if isinstance(x, Dataset) else x:
+        if not isinstance(batch, Batch) and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise InputError("x", "batches of the form (x, y)", type(batch).__name__, "Give pairs of tensors.")
+        images, labels = _pair(batch.x, batch.y) if isinstance(batch, Batch) else _pair(*batch)
+        own = [within.radius, *([] if within.mask is None else leaves(within.mask))]
+        if any(isinstance(t, Tensor) and t.dim() in (1, images.dim()) and len(t) > 1 for t in own):
+            found = "one of its own for each image"
+            raise InputError("within", "one radius and one mask for all batches", found, "Give x and y as tensors.")
+        if len(images):
+            yield images, labels, within.on(images)
+
+
+def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError("x", "floating point inputs of shape (n, ...)", found, "For images: x.float() / 255.")
+    if not isinstance(y, Tensor) or y.dtype not in (torch.int64, torch.int32, torch.uint8) or y.shape != x.shape[:1]:
+        found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise InputError("y", f"integer labels of shape ({len(x)},)", found, "Give one class index for each input.")
+    if not bool(torch.isfinite(x).all()):
+        found = f"{int((~torch.isfinite(x)).sum())} NaN or infinite entries"
+        raise InputError("x", "finite values", found, "Remove or repair these images.")
+    return x.detach(), y.long()

@@ -1,0 +1,243 @@
+"""Robust accuracy and robust loss, with no work on images that are already lost, recomputed from what was found."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..core.ascent import Calls
+from ..core.ball import Ball
+from ..core.errors import GradientError, InputError
+from ..core.losses import cross_entropy
+from ..core.perturb import Perturbation
+from ..core.seeds import generator
+from ..core.tree import leaves
+from ..data.dataset import Dataset
+from .attack import Attack
+from .batches import Batches, batches
+from .evaluation import Counts, Evaluation, findings_of
+from .twin import quick_twin
+from .pgd import PGDAttack
+
+Measure = Literal["accuracy", "loss"]
+
+
+def evaluate(
+    model: Any,
+    x: Float[Tensor, "n ..."] | Dataset | Batches,
+    y: Int[Tensor, " n"] | None = None,
+    *,
+    within: Ball,
+    seed: int,
+    attack: Attack | None = None,
+    measure: Measure = "accuracy",
+    batch_size: int | None = None,
+    points: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Attack a model's images and say how many it still classifies correctly.
+
+    Args:
+        model: from inputs to logits, in eval mode, on any device; left as it is.
+        x: images with their labels in `y`; or a `Dataset`; or any iterable of batches (x, y).
+        within: the perturbations that are allowed: a `Ball` per example, usually with box=(0, 1). Radii or masks of each
+            image need x to be one tensor.
+        seed: of all that is drawn. Batch i draws from ``generator(seed, "evaluate", i)``, so the batch size belongs to
+            the config of an attack that starts at random.
+        attack: `PGDAttack()`: PGD-20 from a random start.
+        measure: "accuracy": images that the model gets wrong are not attacked, and an attack that can is told to drop an
+            image once it is fooled; "loss": every image is attacked to the end, for the robust loss (the mean over images
+            of the highest loss found, Stutz et al. 2021; take restarts=10 and keep="best" for their RLoss).
+        batch_size: how many images of a tensor or a Dataset make a batch, 64. Batches that are given stay as they are.
+        points: keep the adversarial images; they take as much memory as the images.
+        progress: called after each batch with the number of its images.
+
+    What is reported is recomputed from the stored points, by the model itself in a pass of its own: their logits, whether
+    they lie in ball, box and mask, their size. Where that contradicts the attack it is a finding, and so are missing
+    gradients, NaN and points outside the ball (which do not count). A model whose logits are not finite at a point is wrong
+    there.
+
+    Cost, in passes of one image: 1 forward for each image, the attack's (`PGDAttack`) for each image attacked, and 1
+    forward for each of those. On a CPU, convolutional models are attacked through a copy (`quick_twin`).
+    Memory does not grow with the number of images, but for `points`.
+
+    Raises:
+        InputError: a model with BatchNorm or dropout in train mode; no images; inputs that are not finite or outside the
+            box; labels out of range; a ball that is not per example; logits of a wrong shape; a targeted attack.
+
+    Checked by tests/attacks/test_evaluate.py: the plain loop image by image, a linear model's exact robust accuracy,
+    counted passes, defences without gradients, random and NaN models; tests/reference/test_attacks_peers.py: torchattacks
+    and Foolbox.
+    """
+    attack = PGDAttack() if attack is None else attack
+    _require_usable(model, within, attack, measure)
+    fast = getattr(attack, "until_fooled", None) if measure == "accuracy" else None
+    device = _device(model)
+    parts: list[_Part] = []
+    with torch.inference_mode(False), _global_state_kept(device):
+        plan = _Plan(model, quick_twin(model), attack if fast is None else fast(), fast is not None, measure)
+        for index, (images, labels, ball) in enumerate(batches(x, y, within, batch_size)):
+            drawn = generator(seed, "evaluate", index)
+            torch.manual_seed(generator(seed, "evaluate", index, "model").initial_seed())
+            if device is not None:
+                images, labels = images.to(device), labels.to(device)
+            part = plan.judge(images, labels, ball, drawn)
+            parts.append(part if points else replace(part, points=None))
+            if progress is not None:
+                progress(len(images))
+    if not parts:
+        raise InputError("x", "at least one image", "none", "Check the data set and the split.")
+    return _joined(parts, measure)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The evaluation of one batch."""
+
+    clean: Bool[Tensor, " n"]
+    robust: Bool[Tensor, " n"]
+    clean_loss: Float[Tensor, " n"]
+    adversarial_loss: Float[Tensor, " n"]
+    size: Float[Tensor, " n"]
+    calls: Calls
+    counts: Counts
+    points: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How batches are judged: by the model, after an attack on its twin."""
+
+    model: Any
+    twin: Any
+    attack: Attack
+    stops: bool
+    measure: Measure
+
+    def judge(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> _Part:
+        """Look at a batch, attack what is worth it, look again at what the attack left."""
+        clean, loss, finite = _look(self.model, x, y)
+        n, attacked = len(x), int(clean.sum()) if self.measure == "accuracy" else len(x)
+        size = torch.zeros(n, dtype=torch.float64, device=x.device)
+        if attacked == 0:
+            return _Part(clean, clean, loss, loss, size, Calls(n, 0), Counts(nonfinite=int((~finite).sum())), x)
+        rows = torch.nonzero(clean)[:, 0] if attacked < n else torch.arange(n, device=x.device)
+        part, labels, limits = x[rows], y[rows], ball.rows(rows).on(x[rows])
+        found = self._attack(part, labels, limits, drawn)
+        final = part if found is None else found.point
+        outside = ~_inside(final, part, limits)
+        final = torch.where(outside.reshape(-1, *[1] * (x.dim() - 1)), part, final)
+
+        correct, after, steady = _look(self.model, final, labels)
+        robust, worst, points = clean.clone(), loss.clone(), x.clone()
+        robust[rows], worst[rows], points[rows] = correct & clean[rows], after, final
+        size[rows] = _absolute(limits.size, final, part)
+        counts = Counts(attacked=attacked, outside=int(outside.sum()))
+        calls = Calls(n + attacked, 0)
+        weird = ~finite
+        weird[rows] |= ~steady
+        if found is None:
+            counts += Counts(refused=attacked)
+            calls += Calls(attacked, attacked)
+        else:
+            calls += found.calls
+            weird[rows] |= found.flags.nonfinite
+            flags = found.flags
+            changed = (flags.stopped == correct) & ~outside if self.stops else torch.zeros_like(correct)
+            counts += Counts(vanishing=int((flags.vanishing & correct).sum()), changed=int(changed.sum()))
+        counts += Counts(nonfinite=int(weird.sum()))
+        return _Part(clean, robust, loss, worst, size, calls, counts, points)
+
+    def _attack(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> Perturbation | None:
+        """What the attack found; None if there was no gradient to follow."""
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                found = self.attack(self.twin, x, y, ball, generator=drawn)
+        except GradientError:
+            return None
+        point = getattr(found, "point", None)
+        if not isinstance(point, Tensor) or point.shape != x.shape or point.dtype != x.dtype:
+            got = f"{point.dtype} of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(found).__name__
+            raise InputError(
+                "attack", f"a Perturbation whose point is {x.dtype} of shape {tuple(x.shape)}", got,
+                "Return what st.perturb returns.",
+            )  # fmt: skip
+        return found
+
+
+def _look(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each image: whether it is classified correctly, its cross-entropy, and whether its logits are finite."""
+    with torch.no_grad():
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError("model", f"logits of shape ({len(x)}, classes)", found, "Return the logits alone.")
+    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+        found = f"labels from {int(y.min())} to {int(y.max())}"
+        remedy = "Number the classes from 0, as the model does; or is it another model's data set?"
+        raise InputError("y", f"labels in 0..{logits.shape[1] - 1}, the model's classes", found, remedy)
+    finite = torch.isfinite(logits).all(1)
+    return finite & (logits.argmax(1) == y), cross_entropy(logits.detach(), y), finite
+
+
+def _absolute(size: Callable[[Any, Any], Any], point: Tensor, x: Tensor) -> Tensor:
+    """A norm of point - x, recomputed in float64."""
+    return size(point.double() - x.double(), x.double()).nan_to_num(torch.inf)
+
+
+def _inside(point: Tensor, x: Tensor, ball: Ball) -> Bool[Tensor, " n"]:
+    """Which points lie in box and mask exactly, and in the ball but for the rounding of x + delta."""
+    n, m = len(x), x[0].numel()
+    inside = torch.isfinite(point).reshape(n, -1).all(1)
+    if ball.box is not None:
+        inside &= ((point >= ball.box[0]) & (point <= ball.box[1])).reshape(n, -1).all(1)
+    if ball.mask is not None:
+        inside &= ((point == x) | leaves(ball.mask)[0]).reshape(n, -1).all(1)
+    reach = ball.reach(x.double()) if ball.norm != "l0" else ball.radius
+    limit = torch.as_tensor(reach, dtype=torch.float64, device=x.device).reshape(-1)
+    rounding = {"linf": 1.0, "l2": m**0.5, "l1": float(m), "l0": 0.0}[ball.norm]
+    largest = float(point.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    slack = torch.finfo(x.dtype).eps * (rounding * max(largest, float(x.abs().max())) + 4 * limit)
+    return inside & (_absolute(replace(ball, relative=False).size, point, x) <= limit + slack)
+
+
+def _require_usable(model: Any, within: Ball, attack: Any, measure: str) -> None:
+    if measure not in ("accuracy", "loss"):
+        raise InputError("measure", "'accuracy' or 'loss'", repr(measure), "Choose one of them.")
+    if not within.rowwise:
+        raise InputError("within", "a ball with per='example'", f"per={within.per!r}", "Attack each image by itself.")
+    if getattr(attack, "targeted", False):
+        remedy = "Use the attack on target classes by itself, or an untargeted one here."
+        raise InputError("attack", "an attack on the true labels", "targeted=True", remedy)
+    if not isinstance(model, nn.Module):
+        return
+    restless = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, restless):
+            found = f"{type(module).__name__} {name!r} in train mode"
+            raise InputError("model", "a model in eval mode", found, "Call model.eval() first.")
+
+
+def _global_state_kept(device: torch.device | None) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else [])
+
+
+def _device(model: Any) -> torch.device | None:
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return tensors[0].device if tensors else None
+
+
+def _joined(parts: list[_Part], measure: Measure) -> Evaluation:
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(part, name).cpu() for part in parts])
+
+    kept = all(part.points is not None for part in parts)
+    counts = sum((part.counts for part in parts), Counts())
+    return Evaluation(
+        join("clean"), join("robust"), join("clean_loss"), join("adversarial_loss"), join("size"),
+        sum((part.calls for part in parts), Calls()), measure, findings_of(counts), join("points") if kept else None,
+    )  # fmt: skip

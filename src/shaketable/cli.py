@@ -1,0 +1,179 @@
+"""The command line: one verb, its config as flags, a report.
+
+Exit codes: 0, done; 1, a gate failed, or with --strict there are findings; 2, an error; 130, interrupted (and resumable).
+"""
+
+import itertools
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .core.errors import ConfigError, ShaketableError
+from .plugins import nearest
+from .version import __version__
+
+VERBS = {
+    "train": ("TrainConfig", "train a model that holds (AT, TRADES, with or without AWP)"),
+    "evaluate": ("EvaluateConfig", "clean and robust accuracy of any model on any data set"),
+    "demo": ("DemoConfig", "AT against AT-AWP on embedded images, in minutes"),
+}
+"""Verb -> its config in `jobs.config` and what it does; `jobs.VERB.run` does it."""
+
+USAGE = f"""\
+Shaketable {__version__}: puts a neural network on a shake table.
+
+usage: shaketable VERB [options]
+
+{chr(10).join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items())}
+
+shaketable VERB --help    its options
+shaketable --version      the version
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every verb takes beside its config."""
+
+    json: bool = False
+    """Print the report as JSON on standard output."""
+    dry_run: bool = False
+    """Do nothing but print how long it would take and how much memory, from a few timed steps."""
+    strict: bool = False
+    """Exit with 1 if there are findings."""
+    debug: bool = False
+    """Show the traceback of an error."""
+    config: Path | None = None
+    """A TOML or JSON file of this verb's options; flags override it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _run(arguments)
+    except ShaketableError as error:
+        if debug:
+            raise
+        _complain(str(error))
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "Stopped.", word="stopped")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"{type(error).__name__}: {error} This is a defect of Shaketable; --debug shows where.")
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(f"shaketable {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise ConfigError("verb", f"one of {', '.join(VERBS)}", repr(verb), nearest(verb, VERBS))
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    options, config = _parse(verb, rest)
+    job = import_module(f".jobs.{verb}", __package__)
+    if options.dry_run:
+        return _print_estimate(import_module(".jobs.dry_run", __package__).estimate(config), options)
+    from .runs import Quiet, progress
+
+    report = job.run(config, progress=Quiet() if options.json else progress())
+    page = import_module(".jobs.ground", __package__).write(report, config.out)
+    _show(report, page, options)
+    return 1 if report.verdict == "failed gate" or (options.strict and report.verdict != "pass") else 0
+
+
+def _parse(verb: str, rest: list[str]) -> tuple[Options, Any]:
+    """The options and the verb's config: defaults, then the file given with --config, then the flags."""
+    import tyro
+
+    kind = getattr(import_module(".jobs.config", __package__), VERBS[verb][0])
+    arguments = _from_file(rest, kind) + rest
+
+    def call(config: kind, options: Options) -> tuple[Options, Any]:  # type: ignore[valid-type]
+        return options, config
+
+    call.__doc__ = kind.__doc__
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    try:
+        return tyro.cli(call, prog=f"shaketable {verb}", args=arguments, config=settings)
+    except SystemExit as stop:
+        raise SystemExit(2 if stop.code not in (0, None) else 0) from None
+
+
+def _from_file(rest: list[str], kind: Any) -> list[str]:
+    """The flags that a config file stands for; the flags on the command line come after them and win."""
+    path = next((b for a, b in itertools.pairwise(rest) if a == "--config"), None)
+    path = path or next((a.partition("=")[2] for a in rest if a.startswith("--config=")), None)
+    if path is None:
+        return []
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        import json
+
+        values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        remedy = "Give a .toml or .json file of options."
+        raise ConfigError("config", "a file that can be read", f"{type(error).__name__}: {error}", remedy) from error
+    flags: list[str] = []
+    fields = {**kind.model_fields, **dict.fromkeys(Options.__dataclass_fields__)}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(path, "a known key", repr(key), nearest(name, fields))
+        given = any(a == f"--{name.replace('_', '-')}" or a.startswith(f"--{name.replace('_', '-')}=") for a in rest)
+        if value is not None and not given and name != "config":
+            flags += _flag(name, value, positional=name == "model")
+    return flags
+
+
+def _flag(name: str, value: Any, *, positional: bool) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return values if positional else [flag, *values]
+
+
+def _show(report: Any, page: Path, options: Options) -> None:
+    if options.json:
+        from .report import to_json
+
+        print(to_json(report))
+        return
+    from rich.console import Console
+
+    from .report import print_report
+
+    print_report(report, Console(highlight=False), path=page)
+
+
+def _print_estimate(estimate: Any, options: Options) -> int:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps(asdict(estimate), indent=1) if options.json else estimate)
+    return 0
+
+
+def _complain(message: str, word: str = "error") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    style = "bold red" if word == "error" else "bold yellow"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble((f"{word}: ", style), message))

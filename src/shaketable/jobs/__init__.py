@@ -1,0 +1,1 @@
+"""One frozen config and one ``run(config) -> Report`` for each verb."""

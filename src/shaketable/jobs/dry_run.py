@@ -1,0 +1,109 @@
+"""`--dry-run`: how long a job would take and how much memory, from a few timed steps; nothing is written."""
+
+import copy
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..attacks import evaluate
+from ..runs import duration
+from .config import DemoConfig, EvaluateConfig, Settings, TrainConfig
+
+STEPS = 4  # timed, after one that is not
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would take.
+
+    Args:
+        seconds: of the whole job, from the median of the timed steps; an upper bound where an attack drops images.
+        memory: peak bytes, of the process or, on a GPU, of its allocations.
+        steps: how many steps or batches it has.
+        step: seconds of one.
+    """
+
+    seconds: float
+    memory: int
+    steps: int
+    step: float
+
+    def __str__(self) -> str:
+        gib = self.memory / 2**30
+        return (
+            f"would take about {duration(self.seconds)} ({self.seconds / 3600:.2f} hours): "
+            f"{self.steps} steps of {self.step:.3f} s\nwould need about {gib:.2f} GiB of memory"
+        )
+
+
+def estimate(config: Settings) -> Estimate:
+    """Time a few steps of a job."""
+    if isinstance(config, TrainConfig):
+        return _training(config)
+    if isinstance(config, EvaluateConfig):
+        return _evaluation(config)
+    assert isinstance(config, DemoConfig)
+    from .demo import training_config
+
+    parts = [_training(training_config(config, name)) for name in ("AT", "AT-AWP")]
+    first = parts[0]
+    seconds = sum(part.seconds for part in parts)
+    return Estimate(seconds, max(p.memory for p in parts), sum(p.steps for p in parts), first.step)
+
+
+def _training(config: TrainConfig) -> Estimate:
+    """Steps, with the perturbation of the weights, and the learning curves' evaluations."""
+    from ..core import generator
+    from ..training import evaluate_slices, steps_of, train_step
+    from .train import prepare_training
+
+    prepared = prepare_training(config)
+    plan, state, data = prepared.plan, prepared.state, prepared.splits.train
+    model = copy.deepcopy(state.model).train()
+    optimiser = torch.optim.SGD(model.parameters(), plan.rate, momentum=plan.momentum)
+    rows = torch.arange(min(plan.batch_size, len(data)))
+    times: list[float] = []
+    for k in range(STEPS + 1):
+        began = time.perf_counter()
+        batch = data.batch(rows).to(prepared.ground.device)
+        train_step(
+            model, optimiser, plan.loss, batch.x, batch.y, within=plan.within, by=plan.attack, weights=plan.weights,
+            generator=generator(plan.seed, "dry run", k),
+        )  # fmt: skip
+        times.append(time.perf_counter() - began)
+    small = {name: part.take(torch.arange(min(64, len(part)))) for name, part in prepared.slices.items()}
+    began = time.perf_counter()
+    evaluate_slices(model, plan, small)
+    an_image = (time.perf_counter() - began) / sum(map(len, small.values()))
+    measured = -(-plan.epochs // plan.evaluate_every) * sum(map(len, prepared.slices.values()))
+    measured += 2 * len(prepared.splits.test)
+    steps, step = plan.epochs * steps_of(len(data), plan.batch_size), statistics.median(times[1:])
+    return Estimate(steps * step + measured * an_image, _memory(prepared.ground.device), steps, step)
+
+
+def _evaluation(config: EvaluateConfig) -> Estimate:
+    from .evaluate import prepare_evaluation
+
+    subject = prepare_evaluation(config)
+    size = min(config.batch_size, len(subject.data))
+    part = subject.data.take(torch.arange(size))
+    times: list[float] = []
+    for _ in range(2):
+        began = time.perf_counter()
+        evaluate(
+            subject.loaded.model, part, within=subject.within, attack=subject.attack, seed=config.seed, batch_size=size
+        )
+        times.append(time.perf_counter() - began)
+    steps = -(-len(subject.data) // size)
+    return Estimate(steps * times[1], _memory(subject.ground.device), steps, times[1])
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

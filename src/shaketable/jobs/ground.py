@@ -1,0 +1,70 @@
+"""What every job stands on: a device, threads, a clock; and how it ends: a report in a folder."""
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import ConfigError
+from ..report import Report, write_html, write_json
+from .config import Settings
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where and since when a job runs."""
+
+    device: torch.device
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def prepare(settings: Settings) -> Ground:
+    """Choose the device and set the number of threads.
+
+    Raises:
+        ConfigError: a device that this machine does not have, or that is no device.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = f"{name!r}: {str(error).splitlines()[0]}"[:160]
+        raise ConfigError("device", "a device of this machine", found, "Use --device cpu or --device auto.") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return Ground(device)
+
+
+def config_of(settings: Settings) -> dict[str, Any]:
+    """A config as JSON values, without what no number depends on: where the output goes, and how often it is saved."""
+    values = settings.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name not in ("out", "resume", "save_every")}
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write report.json and report.html into a folder; returns the page's path."""
+    write_json(report, folder / "report.json")
+    page = folder / "report.html"
+    write_html(report, page)
+    return page
+
+
+def require_fresh(folder: Path, *, resume: bool) -> None:
+    """Refuse to write a run over another one.
+
+    Raises:
+        ConfigError: the folder has checkpoints and resuming was not asked for.
+    """
+    checkpoints = folder / "checkpoints"
+    if not resume and checkpoints.is_dir() and any(os.scandir(checkpoints)):
+        raise ConfigError(
+            "out", "a folder without a run", str(folder), "Add --resume to go on, or choose another --out."
+        )
