@@ -1,6 +1,6 @@
 """A tour of Shaketable: every part that exists, in the order in which one meets it. Takes about a minute on a CPU.
 
-    python examples/tour.py
+python examples/tour.py
 """
 
 import torch
@@ -35,9 +35,7 @@ model.eval()
 
 # Attacks: the core verb, the one-line form, and an evaluation that is recomputed and carries its interval.
 test = splits.test.batch(range(200))
-found = st.perturb(
-    st.ce(model, test.y), test.x, linf, by=st.PGD(steps=20, keep="best"), start="sample", generator=gen
-)
+found = st.perturb(st.ce(model, test.y), test.x, linf, by=st.PGD(steps=20, keep="best"), start="sample", generator=gen)
 print("largest perturbation", float(found.size.max()), "for", found.calls)
 adv = st.attacks.pgd(model, test.x, test.y, eps=0.1, seed=0).point
 result = st.attacks.evaluate(model, splits.test, within=linf, attack=st.attacks.PGDAttack(steps=20), seed=0)

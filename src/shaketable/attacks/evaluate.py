@@ -20,8 +20,8 @@ from ..data.dataset import Dataset
 from .attack import Attack
 from .batches import Batches, batches
 from .evaluation import Counts, Evaluation, findings_of
-from .twin import quick_twin
 from .pgd import PGDAttack
+from .twin import quick_twin
 
 Measure = Literal["accuracy", "loss"]
 

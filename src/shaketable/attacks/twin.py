@@ -40,6 +40,8 @@ def quick_twin(model: Any) -> Any:
     for module in twin.modules():
         if type(module) is nn.Conv2d and _is_plain(module):
             module.__class__ = _QuickConv2d  # keeps its hooks, names and state
+        elif type(module) is nn.ReLU:
+            module.__class__ = _QuickReLU
     return twin.to(memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
 
 
@@ -56,6 +58,20 @@ class _QuickConv2d(nn.Conv2d):
         if weighty or not input.requires_grad or input.dim() != 4:
             return super()._conv_forward(input, weight, bias)
         return _Convolution.apply(input, weight, bias, self.stride, self.padding)  # pyright: ignore
+
+
+class _QuickReLU(nn.ReLU):
+    """A ReLU whose gradient arrives in the layout of its output: with two layouts its backward pass takes 20 times as long."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        if output.requires_grad and output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last):
+            output.register_hook(_channels_last)
+        return output
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class _Convolution(torch.autograd.Function):
@@ -78,8 +94,8 @@ class _Convolution(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
         if weight.shape[1] == 1:
-            columns = gradient.flatten(2).mT @ weight.flatten(1)
-            found = F.fold(columns.mT, ctx.size, weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
+            columns = weight.flatten(1).mT @ gradient.flatten(2)
+            found = F.fold(columns, ctx.size, weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
         else:
             least = [
                 (o - 1) * s - 2 * p + k

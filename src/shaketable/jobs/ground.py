@@ -57,14 +57,16 @@ def write(report: Report, folder: Path) -> Path:
     return page
 
 
-def require_fresh(folder: Path, *, resume: bool) -> None:
-    """Refuse to write a run over another one.
+def begins(folder: Path, *, resume: bool) -> bool:
+    """Whether a run begins in this folder, rather than going on; a run is never written over another one.
 
     Raises:
         ConfigError: the folder has checkpoints and resuming was not asked for.
     """
     checkpoints = folder / "checkpoints"
-    if not resume and checkpoints.is_dir() and any(os.scandir(checkpoints)):
+    there = checkpoints.is_dir() and bool(os.listdir(checkpoints))
+    if there and not resume:
         raise ConfigError(
             "out", "a folder without a run", str(folder), "Add --resume to go on, or choose another --out."
         )
+    return not there

@@ -18,7 +18,7 @@ from ..runs import Driven, Progress, Quiet, drive
 from ..training import LOSSES, SCHEDULES, WEIGHTS, Epoch, Plan, State, Step, begin, steps_of
 from .choices import choose, parse
 from .config import TrainConfig
-from .ground import Ground, config_of, prepare, require_fresh
+from .ground import Ground, begins, config_of, prepare
 
 ASCENTS = {"pgd": PGD}
 AUGMENTS: dict[str, Any] = {"none": lambda: None, "crop_flip": CropFlip}
@@ -91,10 +91,11 @@ def train(config: TrainConfig, *, progress: Progress | None = None, label: str =
         Interrupted: the user stopped it; it can be resumed.
         DivergenceError, CheckpointError, StorageError, ConfigError: see there.
     """
-    require_fresh(config.out, resume=config.resume)
+    new = begins(config.out, resume=config.resume)
     prepared = prepare_training(config)
-    text = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True)
-    write_atomically(config.out / "config.json", text.encode())
+    if new:
+        text = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True)
+        write_atomically(config.out / "config.json", text.encode())
     steps = steps_of(len(prepared.splits.train), config.batch_size)
     with (progress or Quiet()).stage(label, config.epochs * steps) as stage:
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -57,10 +58,17 @@ def unwrap(value: Any, argument: str, notes: list[str]) -> dict[str, Any]:
     raise ModelError(argument, "a state dict", "entries nested more than six deep", "Save model.state_dict() alone.")
 
 
-def take_normalisation(
-    tensors: Mapping[str, Tensor], channels: int
-) -> tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """The weights without a pair of normalisation buffers, and the pair as mean and std; both empty if there is none.
+@dataclass(frozen=True)
+class Separated:
+    """A state dict without its normalisation buffers, and these as mean and std of images in [0, 1]; empty: none."""
+
+    weights: dict[str, Tensor]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def take_normalisation(tensors: Mapping[str, Tensor], channels: int) -> Separated:
+    """Separate a pair of normalisation buffers from the weights.
 
     Args:
         tensors: a state dict.
@@ -82,8 +90,8 @@ def take_normalisation(
             means, stds = tuple(v / 255 for v in means), tuple(v / 255 for v in stds)
         rest = {key: value for key, value in tensors.items() if key not in (name, partner)}
         if all(math.isfinite(v) for v in means + stds) and min(stds) > 0:
-            return rest, means, stds
-    return dict(tensors), (), ()
+            return Separated(rest, means, stds)
+    return Separated(dict(tensors))
 
 
 def _spread(values: Tensor, channels: int) -> tuple[float, ...]:

@@ -23,10 +23,11 @@ from typing import Any, NoReturn
 from shaketable.core.errors import ModelError, UnsafeFileError
 
 from . import exported_text as text
+from .archives import open_zip, read_entry
 from .exported_graph import FLOAT32, ITEMSIZE, MAX_DOCUMENT, Program, check_document
 from .pickle_calls import RefusedError
 from .pickles import read
-from .safety import MAX_PICKLE, memory_limit, open_zip, read_entry
+from .safety import MAX_PICKLE, memory_limit
 
 _BREAKS = (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
 _BREAKS += (RecursionError, MemoryError)

@@ -15,7 +15,7 @@ from typing import Any
 from .pickle_calls import RefusedError
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,500}", re.ASCII)
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,4}[0-9]{1,4}", re.ASCII)
 _PLAIN = re.compile(r"[\w .,:>+()\[\]/=-]{0,500}", re.ASCII)
 _RESERVED = {"self", "torch", "fx_pytree", "pytree", "math", "operator"}

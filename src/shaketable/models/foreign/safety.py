@@ -8,22 +8,19 @@ import io
 import mmap
 import struct
 import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from shaketable.core.errors import ModelError, UnsafeFileError
 
+from .archives import open_zip, read_entry, verify
 from .pickles import read
 
 Kind = Literal["torch-zip", "torch-legacy", "safetensors", "exported", "onnx"]
 
 LIMIT = 20 * 2**30
-MAX_ENTRIES = 100_000
 MAX_PICKLE = 256 * 2**20
-RATIO = 200
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -139,88 +136,21 @@ def _stranger(path: Path, head: bytes) -> ModelError:
     return _not_weights(path, f"an unknown format (it begins with {head[:8].hex(' ')})", f"{again}; it may be damaged.")
 
 
-def open_zip(path: Path, *, limit: int | None) -> Mapping[str, zipfile.ZipInfo]:
-    """The entries of a zip archive by name, after its directory was checked; nothing is unpacked.
-
-    Raises:
-        ModelError: the archive breaks off.
-        UnsafeFileError: names that lead out of it, entries twice, encrypted, overlapping, too many or too large, or
-            packed so tightly that it is a bomb.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            alone = not archive.comment and min((e.header_offset for e in entries), default=0) == 0
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, EOFError) as error:
-        raise ModelError(
-            str(path), "a whole archive", f"one that breaks off ({error})", "Fetch the file again; it is damaged."
-        ) from error
-    # with bytes before or after the archive, two readers may find two different directories in it
-    fault = _archive_fault(entries, path.stat().st_size, limit) if alone else "bytes around the archive"
-    if fault:
-        raise UnsafeFileError(str(path), "an ordinary archive of weights", fault, "Do not load it.")
-    return {entry.filename: entry for entry in entries}
-
-
-def _archive_fault(entries: list[zipfile.ZipInfo], stored: int, limit: int | None) -> str | None:
-    """What is wrong with an archive's directory, or None."""
-    if len(entries) > MAX_ENTRIES:
-        return f"{len(entries)} entries, above {MAX_ENTRIES}"
-    seen: set[str] = set()
-    for entry in entries:
-        # `filename` is cut at NUL and has its separators changed; `orig_filename` is what the archive says.
-        name = entry.orig_filename
-        parts = PurePosixPath(name).parts
-        if not name or name[0] == "/" or ".." in parts or "\\" in name or ":" in name or not name.isprintable():
-            return f"an entry named {name!r}, which leads out of the archive"
-        if name.casefold() in seen:
-            return f"two entries named {name!r}"
-        seen.add(name.casefold())
-        if entry.flag_bits & 1:
-            return f"an encrypted entry {name!r}"
-        if entry.file_size > 2**20 and entry.file_size > RATIO * max(entry.compress_size, 1):
-            return f"an entry {name!r} that unpacks {entry.compress_size} bytes to {entry.file_size} (a zip bomb)"
-    if sum(entry.compress_size for entry in entries) > stored:
-        return "entries that share their bytes (a zip bomb)"
-    total = sum(entry.file_size for entry in entries)
-    if limit is not None and total > limit:
-        return f"{total} bytes unpacked, above the limit of {limit}"
-    return None
-
-
-def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, *, most: int) -> bytes:
-    """The bytes of one entry, which may be at most `most`; its checksum is verified.
-
-    Raises:
-        UnsafeFileError: it is larger.
-        ModelError: it is damaged.
-    """
-    path = str(archive.filename)
-    if entry.file_size > most:
-        expected = f"an entry {entry.filename} of at most {most} bytes"
-        raise UnsafeFileError(path, expected, f"{entry.file_size}", "Do not load it.")
-    try:
-        return archive.read(entry)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, zlib.error) as error:
-        found = f"a damaged entry {entry.filename}"
-        raise ModelError(path, "a whole archive", found, "Fetch the file again.") from error
-
-
 def _scan_torch_zip(path: Path, limit: int) -> Any:
     entries = open_zip(path, limit=limit)
     name = next(name for name in entries if name.endswith("/data.pkl"))
     root = name.removesuffix("data.pkl")
     with zipfile.ZipFile(path) as archive:
         pickled = read_entry(archive, entries[name], most=MAX_PICKLE)
-    contents = read(io.BytesIO(pickled), argument=str(path), limit=limit)
-    for key, storage in contents.storages.items():
-        entry = entries.get(f"{root}data/{key}")
-        if entry is None or entry.file_size != storage.nbytes:
-            found = "no such entry" if entry is None else f"{entry.file_size} bytes"
-            expected = f"{storage.nbytes} bytes for the storage {key}, as its pickle declares"
-            raise UnsafeFileError(
-                str(path), expected, found, "Fetch the file again; if that does not help, do not load it."
-            )
+        contents = read(io.BytesIO(pickled), argument=str(path), limit=limit)
+        for key, storage in contents.storages.items():
+            entry = entries.get(f"{root}data/{key}")
+            if entry is None or entry.file_size != storage.nbytes:
+                found = "no such entry" if entry is None else f"{entry.file_size} bytes"
+                expected = f"{storage.nbytes} bytes for the storage {key}, as its pickle declares"
+                remedy = "Fetch the file again; if that does not help, do not load it."
+                raise UnsafeFileError(str(path), expected, found, remedy)
+        verify(archive, (entries[f"{root}data/{key}"] for key in contents.storages))
     return contents.value
 
 

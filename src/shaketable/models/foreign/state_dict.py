@@ -53,14 +53,15 @@ def load_state_dict(
     tensors = unwrap(value, str(path), notes)
     if spec is None:
         raise _needs_spec(path, tensors)
-    tensors, mean, std = take_normalisation(tensors, spec.channels)
+    separated = take_normalisation(tensors, spec.channels)
+    mean, std = separated.mean, separated.std
     spec = _normalised_spec(spec, mean, std, entry, notes) if normalise else spec
     if mean and normalise is False and (mean, std) != (spec.mean, spec.std):
         notes.append(f"The file's own normalisation, mean {mean} and std {std}, was not used: another was asked for.")
     if entry is not None and entry.other:
         expected = f"an entry of RobustBench whose network is {spec.architecture}"
         raise ModelError(str(path), expected, f"{entry.name}: {entry.other}", "Give its network as module:function.")
-    model = _fill(build(spec, 0), tensors, str(path), notes)
+    model = _fill(build(spec, 0), separated.weights, str(path), notes)
     return Loaded(model.eval(), spec, path.stem, str(path), digest, spec.size, spec.labels, notes=tuple(notes))
 
 

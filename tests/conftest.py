@@ -1,0 +1,16 @@
+"""One thread everywhere: gradients, and so reports, are bit-identical only with equal threads."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Jobs set the number of threads; each test starts with one."""
+    torch.set_num_threads(1)
