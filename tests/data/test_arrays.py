@@ -59,6 +59,8 @@ BAD = {
     "minus infinite": (_images(-np.inf, np.float32), LABELS, "infinite"),
     "negative": (_images(-0.01, np.float32), LABELS, "normalisation"),
     "floats in 0..255": (_images(200.0, np.float32), LABELS, "Divide by 255"),
+    "just above 1": (_images(1.0001, np.float32), LABELS, "Divide by 255"),
+    "just below 0": (_images(-1e-6, np.float32), LABELS, "normalisation"),
     "floats above 255": (_images(300.0, np.float32), LABELS, "Scale the pixels"),
     "float64 beyond float32": (_images(1e300, np.float64), LABELS, "infinite"),
     "whole numbers above 255": (_images(256, np.int32), LABELS, r"0\.\.255"),

@@ -146,8 +146,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_no_batch_is_refused(case):
-    with pytest.raises(DataError, match="data_batch_1"):
+    with pytest.raises(DataError, match="data_batch_1") as caught:
         unpickled(BROKEN[case], "data_batch_1")
+    if "shape" in case:
+        assert "bytes for the shape" in caught.value.found
 
 
 def test_a_file_that_is_too_large_is_refused(monkeypatch):

@@ -73,7 +73,8 @@ class PGD:
     Args:
         steps: how many; 10, as in adversarial training (evaluate with 20 or more).
         step: in units of the ball's radius, so that it means the same in every place; .25 is Madry's 2/255 for 8/255.
-        momentum: of the gradients, each divided by its mean absolute value (MI-FGSM, Dong et al. 2018); 0 is none.
+        momentum: of the gradients, each divided by its mean absolute value, of an example or of the whole place (MI-FGSM,
+            Dong et al. 2018); 0 is none.
         restarts: runs from new starts, of which each example keeps the highest value; only examples that the objective
             has not called finished are run again.
         keep: the "last" point, as the papers do, or the "best" one seen, start and end included.
@@ -145,7 +146,7 @@ class PGD:
                 reach = within.reach(origin)
             gradient = map_leaves(_finite, gradient)
             if self.momentum:
-                gradient = map_leaves(lambda g: _per_entry(g, record.rowwise), gradient)
+                gradient = _per_entry(gradient, record.rowwise)
                 if momentum is not None:
                     gradient = map_leaves(lambda m, g: self.momentum * m + g, momentum, gradient)
                 momentum = gradient
@@ -268,8 +269,14 @@ def _finite(gradient: Tensor) -> Tensor:
     return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _per_entry(gradient: Tensor, rowwise: bool) -> Tensor:
-    """A gradient divided by its mean absolute value, of each example or of the whole tensor."""
-    dims = list(range(1 if rowwise else 0, gradient.dim()))
-    size = gradient.abs().mean(dims, keepdim=True) if dims else gradient.abs()
-    return gradient / size.clamp(min=torch.finfo(gradient.dtype).tiny)
+def _per_entry(gradient: Tree, rowwise: bool) -> Tree:
+    """A gradient divided by its mean absolute value: of each example, or of all entries of the place at once."""
+    if rowwise:
+        return map_leaves(lambda g: g / _floored(g.abs().mean(list(range(1, g.dim())), keepdim=True)), gradient)
+    parts = [g for g in leaves(gradient) if g.numel()]
+    mean = torch.stack([g.abs().sum().to(parts[0]) for g in parts]).sum() / sum(g.numel() for g in parts)
+    return map_leaves(lambda g: g / _floored(mean.to(g)), gradient)
+
+
+def _floored(size: Tensor) -> Tensor:
+    return size.clamp(min=torch.finfo(size.dtype).tiny)

@@ -92,7 +92,10 @@ class Ball:
                     )
                     raise InputError("origin", f"values in {list(self.box)}", f"[{low:g}, {high:g}]", remedy)
         mask = None if self.mask is None else _shaped_mask(origin, self.mask)
-        return replace(self, mask=mask)
+        radius = self.radius
+        if isinstance(radius, Tensor):  # once, so that no step waits for a copy between devices
+            radius = radius.to(leaves(origin)[0].device) if radius.dim() else float(radius)
+        return replace(self, radius=radius, mask=mask)
 
     def project(self, delta: Tree, origin: Tree) -> Tree:
         """A feasible delta: masked, then within the norm, then within the box. Keeps memory formats."""

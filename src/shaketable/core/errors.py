@@ -16,6 +16,11 @@ class ShaketableError(ValueError):
         remedy: what to do about it, as an instruction.
     """
 
+    argument: str
+    expected: str
+    found: str
+    remedy: str
+
     def __init__(self, argument: str, expected: str, found: str, remedy: str) -> None:
         self.argument, self.expected, self.found, self.remedy = argument, expected, found, remedy
         super().__init__(f"{argument}: expected {expected}, found {found}. {remedy}")
@@ -36,7 +41,7 @@ class ModelError(ShaketableError):
     """A model that breaks the contract, or a file that holds no model that can be read."""
 
 
-class UnsafeFileError(ModelError):
+class UnsafeFileError(ShaketableError):
     """A file that would run code, or take absurd memory, when loaded."""
 
 

@@ -18,16 +18,12 @@ def as_groups(leaf: Tensor, per: str) -> Tensor:
 
 
 def broadcast_norm(norm: str, leaf: Tensor, per: str) -> Tensor:
-    """The norm of each group, in a shape that broadcasts against the tensor; keeps its memory format alone."""
-    if per == "element":
-        return (leaf != 0).to(leaf.dtype) if norm == "l0" else leaf.abs()
+    """The norm (but l0) of each group, in a shape that broadcasts against the tensor; leaves its memory format alone."""
     dims = tuple(range(leaf.dim())) if per == "tensor" else tuple(range(1, leaf.dim()))
-    if not dims:
+    if per == "element" or not dims or not leaf.numel():
         return leaf.abs()
     if norm == "linf":
-        return (
-            leaf.abs().amax(dims, keepdim=True) if leaf.numel() else leaf.new_zeros([*leaf.shape[:1], *[1] * len(dims)])
-        )
+        return leaf.abs().amax(dims, keepdim=True)
     return torch.linalg.vector_norm(leaf, ORDER[norm], dims, keepdim=True)
 
 

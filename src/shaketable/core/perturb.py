@@ -47,7 +47,7 @@ class Perturbation:
         origin: where it started from.
         delta: the perturbation, of the origin's shape.
         point: origin + delta, exactly inside the box: this is what is authoritative.
-        value: the objective at the point, (n,) or (1,); None where it was not asked for (see `PGD`).
+        value: the objective at the point, (n,) or (1,), -inf where it is NaN; None where it was not asked for (see `PGD`).
         size: the norm of delta in each of the ball's groups, in the unit of the radius.
         calls: the passes that were spent, in examples.
         flags: what was suspicious, per example.

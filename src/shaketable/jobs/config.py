@@ -1,7 +1,7 @@
 """What each verb is told: frozen configs, the same from the command line, from a file and from Python."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -34,7 +34,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 class Settings(BaseModel):
     """What all verbs take."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     seed: int = 0
     """Of everything that is drawn."""
@@ -145,11 +145,11 @@ class DemoConfig(Settings):
     """Of each training."""
     train_count: int = Field(500, ge=2)
     """Images to train on: few, so that robust overfitting shows within minutes."""
-    test_count: int = Field(1000, ge=1)
+    test_count: int = Field(2000, ge=1)
     """Images to report on."""
     flatness_count: int = Field(250, ge=1)
     """Images to measure flatness on."""
-    flatness_samples: int = Field(10, ge=2)
+    flatness_samples: int = Field(24, ge=2)
     """Draws of the weights."""
     eps: Fraction = Field(0.1, ge=0)
     """Linf radius."""

@@ -9,6 +9,7 @@ from ..report import (
     Chart,
     Finding,
     Hashes,
+    Metric,
     Report,
     Section,
     Series,
@@ -39,14 +40,7 @@ def report(config: DemoConfig, shown: Sequence[Shown]) -> Report:
         title="Robust overfitting, and what adversarial weight perturbation does about it",
         summary=_summary(plain, awp),
         verdict=verdict_of(findings),
-        headline=(
-            *(rate_metric(f"Robust accuracy, {s.name}", s.last.robust, note="last epoch", group=s.name) for s in shown),
-            *(mean_metric(f"Robust gap, {s.name}", gap(s), note="loss, test minus train", group=s.name) for s in shown),
-            *(
-                mean_metric(f"Flatness, {s.name}", s.flatness.value, note="smaller is flatter", group=s.name)
-                for s in shown
-            ),
-        ),
+        headline=tuple(metric for one in shown for metric in _headline(one)),
         findings=findings,
         sections=(_accuracy(config, shown), _curves(shown), _gaps(shown), _flatness(config, shown)),
         command=f"shaketable demo --seed {config.seed} --epochs {config.epochs} --train-count {config.train_count} "
@@ -60,6 +54,15 @@ def report(config: DemoConfig, shown: Sequence[Shown]) -> Report:
             models={name: sha for s in shown for name, sha in s.hashes.items()}, splits=prepared.splits.hashes
         ),
         volatile=elapsed_since(_started(shown)),
+    )
+
+
+def _headline(one: Shown) -> tuple[Metric, ...]:
+    """A row of the page's cards."""
+    return (
+        rate_metric(f"Robust accuracy, {one.name}", one.last.robust, note="last epoch", group=one.name),
+        mean_metric(f"Robust gap, {one.name}", gap(one), note="loss, test minus train", group=one.name),
+        mean_metric(f"Flatness, {one.name}", one.flatness.value, note="smaller is flatter", group=one.name),
     )
 
 
@@ -96,12 +99,12 @@ def _summary(plain: Shown, awp: Shown) -> tuple[str, ...]:
     over, closed, flat = overfitting(plain), gap_closed(plain, awp), flatter(plain, awp)
     robust = paired(awp.last.robust_correct.double().tolist(), plain.last.robust_correct.double().tolist())
     return (
-        f"Robust overfitting: the robust test loss of AT at its last epoch is {_signed(over)} compared with its best epoch "
-        f"(chosen on validation images); {_verdict(over, 'it overfits', 'it does not overfit')}.",
+        f"Robust overfitting: AT's robust test loss at its last epoch minus that at its best epoch (chosen on validation "
+        f"images) is {_signed(over)}: {_verdict(over, 'it overfits', 'it does not overfit')}.",
         f"The gap: AT's robust loss is {gap(plain).value:.2f} higher on test than on training images, AT-AWP's "
         f"{gap(awp).value:.2f}; the difference is {_signed(closed)}: "
         f"{_verdict(closed, 'AWP narrows the gap', 'AWP widens the gap')}.",
-        f"Robust accuracy at the last epoch: AT-AWP minus AT is {_signed(robust, 100, ' points')}; "
+        f"Robust accuracy at the last epoch: AT-AWP minus AT is {_signed(robust, 100, ' points')}: "
         f"{_verdict(robust, 'AWP holds better', 'AWP holds worse')}.",
         f"Flatness: moving the weights at random raises the robust loss by {plain.flatness.value.value:.2f} for AT and "
         f"{awp.flatness.value.value:.2f} for AT-AWP; the difference is {_signed(flat)}: "

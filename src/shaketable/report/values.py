@@ -8,7 +8,7 @@ the report is made, so that reading what was written gives the same report. null
 import math
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -90,7 +90,7 @@ Free = Annotated[dict[str, Any], BeforeValidator(_plain)]
 class Part(BaseModel):
     """Any part of a report: it cannot be changed once made, and has no field that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
 class Estimate(Part):
