@@ -42,12 +42,13 @@ def load(
             - a file of weights (`.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`; also in RobustBench's layout), with `spec`;
             - a `.pt2` program of torch.export;
             - an `.onnx` file (no gradients);
-            - `timm:NAME`, or `hf:ORGANISATION/NAME` or `hf:FOLDER`: extras, which may download what is named;
+            - `timm:NAME`, `hf:ORGANISATION/NAME` or a folder with Hugging Face's config.json: extras, which may download what
+              is named;
             - `module:function` or `file.py:function`: your code, which is run.
         spec: the architecture, for files of weights.
         mean, std: the normalisation of images in [0, 1], one number a channel. None: the source's own, where it has one;
             empty: none.
-        size: (h, w) of the images, where the source does not say.
+        size: (h, w) of the images; a model of another size resizes them first.
         labels: the classes' names, instead of the source's.
         trust: True lifts the scan of files, and so runs what they bring; or the SHA-256 of files that are known to be good.
         limit: the most bytes that a file may declare; 20 GiB, or the memory that is available, if less.
@@ -66,8 +67,8 @@ def load(
         raise InputError("mean, std", "both or neither", "one of them", "Give --mean and --std together.")
     if source.startswith("timm:"):
         loaded = load_timm(source)
-    elif source.startswith("hf:"):
-        loaded = load_huggingface(source, trust=trust is True)
+    elif source.startswith("hf:") or (Path(source) / "config.json").is_file():
+        loaded = load_huggingface(f"hf:{source.removeprefix('hf:')}", trust=trust is True)
     elif is_factory(source) and not Path(source).exists():
         loaded = load_factory(source)
     else:
@@ -79,7 +80,7 @@ def load(
         elif kind == "onnx":
             loaded = load_onnx(path)
         else:
-            spec = _with(spec, mean, std, size, labels)
+            spec = _with(spec, mean, std, labels)
             chosen = mean is None or len(mean) > 0
             loaded = load_state_dict(path, spec, trust=trusted, normalise=chosen, limit=limit)
     return _finish(loaded, mean, std, size, labels)
@@ -106,7 +107,6 @@ def _with(
     spec: ModelSpec | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    size: tuple[int, int] | None,
     labels: tuple[str, ...] | None,
 ) -> ModelSpec | None:
     """The spec with what was said besides."""
@@ -114,8 +114,6 @@ def _with(
         return None
     if mean is not None and std is not None:
         spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
-    if size is not None:
-        spec = dataclasses.replace(spec, size=size)
     return dataclasses.replace(spec, labels=labels) if labels is not None else spec
 
 
@@ -126,17 +124,18 @@ def _finish(
     size: tuple[int, int] | None,
     labels: tuple[str, ...] | None,
 ) -> Loaded:
-    """Apply what was said to a model that has no spec; one that has was built with it."""
-    if loaded.spec is not None:
-        return loaded
-    if size is not None and loaded.size is not None and tuple(size) != loaded.size:
-        found = f"{tuple(size)}"
-        raise InputError("size", f"{loaded.size}, the model's own", found, "Leave it out, or resize the images.")
+    """Apply what was said to a model; one that has a spec was built with its mean, std and labels."""
+    own = loaded.size
+    resize = own if size is not None and own is not None and tuple(size) != own else None
+    notes = loaded.notes
+    if resize is not None and size is not None:
+        notes += (f"Images of {size[0]} x {size[1]} are resized to {resize[0]} x {resize[1]} by the first layer.",)
+    stated = loaded.spec is None and mean is not None and std is not None and (len(mean) or len(std))
+    if stated and getattr(loaded.model, "normalise", None) is not None:
+        found = f"{tuple(mean or ())} and {tuple(std or ())} besides"
+        raise InputError("mean, std", "the model's own normalisation alone", found, "Leave them out.")
     model = loaded.model
-    if mean is not None and std is not None and (len(mean) or len(std)):
-        inner = getattr(model, "normalise", None)
-        if inner is not None:
-            found = f"{tuple(mean)} and {tuple(std)} besides"
-            raise InputError("mean, std", "the model's own normalisation alone", found, "Leave them out.")
-        model = normalised(model, mean, std).eval()
-    return dataclasses.replace(loaded, model=model, size=size or loaded.size, labels=labels or loaded.labels)
+    if stated or resize is not None:
+        model = normalised(model, mean or () if stated else (), std or () if stated else (), resize=resize).eval()
+    taken = (size[0], size[1]) if size is not None else own
+    return dataclasses.replace(loaded, model=model, size=taken, labels=labels or loaded.labels, notes=notes)

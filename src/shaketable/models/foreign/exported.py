@@ -161,14 +161,14 @@ class _Log(logging.Handler):
     def kept(self) -> Iterator[None]:
         log = logging.getLogger("torch.export")
         propagate, log.propagate = log.propagate, False
-        log.addHandler(self)
+        handlers = log.handlers
+        log.handlers = list[logging.Handler]([self])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            log.removeHandler(self)
-            log.propagate = propagate
+            log.propagate, log.handlers = propagate, handlers
 
 
 def _probe(path: Path, model: Exported) -> None:

@@ -22,6 +22,7 @@ ITEMSIZE |= {29: 1, 30: 1, 31: 1, 32: 1, 33: 1, 34: 4, 35: 8}
 """Bytes of an element by torch.export's numbers for the dtypes."""
 
 FLOAT32 = 7
+FLOATS = (6, 7, 8, 13)
 _DEVICES = {"cpu", "cuda", "mps", "xpu"}
 _FORBIDDEN = {
     "as_custom_obj": "an object of a custom class",
@@ -41,7 +42,6 @@ class Program:
         document: what torch is given.
         shape: of the image input, (n, c, h, w) as a rule; None where a size is free.
         batch: the least and the most images a call takes; the most may be None.
-        dtype: torch.export's number for the input's dtype.
         facts: any of "in-place", "no-grad", "detach", "trains", "mutates".
         device: the type of the device that it was exported on.
     """
@@ -49,7 +49,6 @@ class Program:
     document: dict[str, Any]
     shape: tuple[int | None, ...]
     batch: tuple[int, int | None]
-    dtype: int
     facts: frozenset[str]
     device: str
 
@@ -147,6 +146,8 @@ class _Walker:
                 made[key] = self.clean(item, key)
         if "sizes" in made and "dtype" in made:
             sizes = [_size(size) or 1 for size in made["sizes"]]
+            if min(sizes, default=0) < 0:
+                raise RefusedError("a tensor of negative size")
             if math.prod(sizes) * ITEMSIZE[made["dtype"]] > self.limit:
                 raise RefusedError(f"a tensor of size {sizes}, above the limit of {self.limit} bytes")
         return made
@@ -160,8 +161,10 @@ def _describe(document: dict[str, Any], devices: set[str]) -> Program:
         raise RefusedError("inputs that are no tensors")
     taken = [spec["user_input"]["arg"] for spec in signature["input_specs"] if "user_input" in spec]
     if len(taken) != 1 or list(taken[0]) != ["as_tensor"]:
-        raise RefusedError(f"a program of {len(taken)} inputs; a model of images takes one")
+        raise ValueError(f"it takes {len(taken)} inputs; a model of images takes one")
     meta = graph["tensor_values"][taken[0]["as_tensor"]["name"]]
+    if meta["dtype"] != FLOAT32:
+        raise ValueError("its input is not float32; images are float32 in [0, 1]")
     shape = tuple(_size(size) for size in meta["sizes"])
     batch: tuple[int, int | None] = (shape[0], shape[0]) if shape and shape[0] is not None else (1, None)
     if shape and shape[0] is None:
@@ -173,7 +176,7 @@ def _describe(document: dict[str, Any], devices: set[str]) -> Program:
     if any(list(spec) != ["user_output"] for spec in signature["output_specs"]):
         facts.add("mutates")
     device = "+".join(sorted(devices)) or "cpu"
-    return Program(document, shape, batch, int(meta["dtype"]), frozenset(facts), device)
+    return Program(document, shape, batch, frozenset(facts), device)
 
 
 def _facts(graph: dict[str, Any]) -> Iterator[str]:

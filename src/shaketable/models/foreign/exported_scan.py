@@ -24,13 +24,13 @@ from shaketable.core.errors import ModelError, UnsafeFileError
 
 from . import exported_text as text
 from .archives import open_zip, read_entry
-from .exported_graph import FLOAT32, ITEMSIZE, MAX_DOCUMENT, Program, check_document
+from .exported_graph import FLOATS, ITEMSIZE, MAX_DOCUMENT, Program, check_document
 from .pickle_calls import RefusedError
 from .pickles import read
 from .safety import MAX_PICKLE, memory_limit
 
 _BREAKS = (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
-_BREAKS += (RecursionError, MemoryError)
+_BREAKS += (RuntimeError, MemoryError)
 _MARKERS = {"archive_format", "archive_version", "byteorder", "version", ".data/version", ".data/serialization_id"}
 _MARKERS |= {".format_version", ".storage_alignment"}
 
@@ -111,7 +111,7 @@ def _scan(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], limi
         for payload in payloads.values():
             entry = folder + payload["path_name"]
             clean[entry] = clean.get(entry) or content(entry, limit)
-            if payload["tensor_meta"]["dtype"] in (6, 7, 8, 13):
+            if payload["tensor_meta"]["dtype"] in FLOATS:
                 counts[not payload["is_param"]] += 1
     clean["data/sample_inputs/model.pt"] = _zeros(program, limit)
     if content("archive_version", 16).strip() != b"0":
@@ -193,7 +193,7 @@ def _payload(
             "sizes": [{"as_int": n} for n in sizes],
             "strides": [{"as_int": n} for n in strides],
             "storage_offset": {"as_int": offset},
-            "requires_grad": bool(meta["requires_grad"]),
+            "requires_grad": bool(payload["is_param"] and meta["requires_grad"] and meta["dtype"] in FLOATS),
             "device": {"type": "cpu", "index": None},
             "layout": int(meta["layout"]),
         },
@@ -210,8 +210,6 @@ def _zeros(program: Program, limit: int) -> bytes:
     """A sample input of zeros, as torch.save writes it; torch needs one to name the input in its guards."""
     import torch
 
-    if program.dtype != FLOAT32:
-        raise RefusedError("an input that is not float32; images are float32 in [0, 1]")
     shape = [max(program.batch[0], 1), *(n or 1 for n in program.shape[1:])]
     if math.prod(shape) * 4 > min(limit, 2**30):
         raise RefusedError(f"an input of size {shape}")

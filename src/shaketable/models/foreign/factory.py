@@ -1,20 +1,18 @@
 """Models that the user's own code makes: `module:function` or `path/file.py:function`."""
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from shaketable.core.errors import ModelError
 from shaketable.files import sha256_of
+from shaketable.models.factories import _module_of_file
 from shaketable.models.spec import Loaded
 
 _EXPECTED = "module:function or file.py:function that makes a torch.nn.Module"
@@ -57,35 +55,16 @@ def load_factory(source: str) -> Loaded:
 
 
 def _module(source: str, place: str) -> ModuleType:
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        near = _near(path.name, [p.name for p in path.absolute().parent.glob("*.py")])
+        raise ModelError(source, _EXPECTED, f"no file {place}", f"Check the path.{near}")
     try:
-        return _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError as error:
-        near = _near(Path(place).name, [p.name for p in Path(place).absolute().parent.glob("*.py")])
-        raise ModelError(source, _EXPECTED, f"no file {place}", f"Check the path.{near}") from error
+        module = _module_of_file(path) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         remedy = "Make it importable (its folder on PYTHONPATH), or correct the error in it."
         raise ModelError(source, "a module that can be imported", f"{type(error).__name__}: {error}", remedy) from error
-
-
-def _file_module(path: Path) -> ModuleType:
-    """Run a file as a module of its own name, with its folder importable meanwhile."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"shaketable_user_{path.stem}_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.absolute().parent))
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.absolute().parent))
-    return module
+    return cast(ModuleType, module)
 
 
 def _find(module: ModuleType, attribute: str, source: str) -> Any:

@@ -169,5 +169,5 @@ def _scan_legacy(path: Path, limit: int) -> Any:
     if needed > rest:
         found = f"{rest} bytes after the header"
         remedy = "Fetch the file again; it is cut short, or declares sizes that it does not have."
-        raise UnsafeFileError(str(path), f"{needed} bytes of tensors, as its pickle declares", found, remedy)
+        raise ModelError(str(path), f"{needed} bytes of tensors, as its pickle declares", found, remedy)
     return contents.value

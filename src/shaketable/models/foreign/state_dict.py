@@ -144,6 +144,10 @@ def _normalised_spec(
     if not mean and entry is not None and entry.normalisation is not None:
         mean, std = entry.normalisation
         notes.append(f"Normalised with mean {mean} and std {std}, as RobustBench's code of this entry does.")
+    elif not mean and entry is not None and entry.dataset != "cifar10":
+        notes.append(
+            f"How RobustBench normalises for {entry.dataset} is not known here: give --mean and --std if it does."
+        )
     elif mean:
         notes.append(f"Normalised with mean {mean} and std {std}, which the file holds.")
     return dataclasses.replace(spec, mean=mean, std=std)
