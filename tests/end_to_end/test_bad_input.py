@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from shaketable import data, flatness, models
 from shaketable.cli import main
 from shaketable.core import ShaketableError
-from torch import nn
 
 
 def _npz(path: Path, images: np.ndarray, labels: np.ndarray) -> list[str]:

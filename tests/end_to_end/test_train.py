@@ -129,6 +129,13 @@ def test_a_training_that_diverges_is_an_error_that_says_what_to_do(
     assert "learning rate" in error
 
 
+def test_a_model_that_learned_nothing_is_a_finding_and_with_strict_exit_code_1(quick: list[str], tmp_path: Path):
+    arguments = ["train", *quick, "--epochs", "1", "--rate", "1e-6", "--json"]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
+    assert [finding.code for finding in read_json(tmp_path / "a" / "report.json").findings] == ["constant-predictor"]
+    assert main([*arguments, "--strict", "--out", str(tmp_path / "b")]) == 1
+
+
 def test_the_global_random_state_is_left_alone(quick: list[str], tmp_path: Path):
     before = torch.random.get_rng_state()
     assert main(["train", *quick, "--epochs", "1", "--out", str(tmp_path / "run"), "--json"]) == 0

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.errors import ConfigError, ShaketableError
+from ..data import Dataset
+from ..models import ModelSpec
 from ..plugins import load, names_code, nearest
 
 
@@ -71,6 +73,15 @@ def parse(text: str, argument: str) -> tuple[str, dict[str, Any]]:
         remedy = "For example: pgd(steps=50, restarts=5), in quotes in a shell."
         shown = f"{text[:200]!r} ({str(error) or type(error).__name__})"
         raise ConfigError(argument, "name(key=value, ...)", shown, remedy) from error
+
+
+def spec_for(text: str, data: Dataset, *, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> ModelSpec:
+    """The spec of the architecture that a text names, ``wide_resnet(depth=34)``, for these images and their classes."""
+    name, arguments = parse(text, "architecture")
+    return ModelSpec(
+        architecture=name, arguments=arguments, classes=len(data.classes), channels=data.channels, size=data.size,
+        mean=mean or (), std=std or (), labels=data.classes,
+    )  # fmt: skip
 
 
 class _Fractions(ast.NodeTransformer):

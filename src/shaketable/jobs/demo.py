@@ -12,6 +12,7 @@ from ..models import fingerprint
 from ..report import Report
 from ..runs import Progress, Quiet
 from .config import DemoConfig, TrainConfig
+from .ground import counted
 from .train import Trained, final_models, train
 
 MODELS = {"AT": "none", "AT-AWP": "awp(gamma={gamma!r}, warmup={warmup})"}
@@ -85,13 +86,7 @@ def _show(config: DemoConfig, name: str, progress: Progress) -> Shown:
     hashes: dict[str, str] = {}
     attack, total = PGDAttack(steps=20), 2 * len(splits.test) + len(splits.train)
     with progress.stage(f"{name}: attack", total) as stage:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            stage.update(done)
-
+        advance = counted(stage)
         for which, model in final_models(trained):
             parts = {which: splits.test, "train": splits.train} if which == "last" else {which: splits.test}
             for part, data in parts.items():

@@ -25,9 +25,9 @@ from ..report import (
     verdict_of,
 )
 from ..runs import Progress, Quiet
-from .choices import choose, parse
+from .choices import choose, spec_for
 from .config import EvaluateConfig
-from .ground import Ground, config_of, prepare
+from .ground import Ground, config_of, counted, prepare
 
 CHECKED = 512  # images that the contract is checked on
 
@@ -85,14 +85,7 @@ def run(config: EvaluateConfig, *, progress: Progress | None = None) -> Report:
     """
     subject = prepare_evaluation(config)
     with (progress or Quiet()).stage("evaluate", len(subject.data)) as stage:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            stage.update(done)
-
-        result = _evaluated(subject, advance)
+        result = _evaluated(subject, counted(stage))
     return _report(subject, result)
 
 
@@ -111,11 +104,7 @@ def _spec(config: EvaluateConfig, data: Dataset) -> ModelSpec | None:
     """The architecture of a bare state dict, for these images."""
     if config.architecture is None:
         return None
-    name, arguments = parse(config.architecture, "architecture")
-    return ModelSpec(
-        architecture=name, arguments=arguments, classes=len(data.classes), channels=data.channels, size=data.size,
-        mean=config.mean or (), std=config.std or (), labels=data.classes,
-    )  # fmt: skip
+    return spec_for(config.architecture, data, mean=config.mean, std=config.std)
 
 
 def _report(subject: Subject, result: Evaluation) -> Report:

@@ -1,6 +1,7 @@
 """What every job stands on: a device, threads, a clock; and how it ends: a report in a folder."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from ..core.errors import ConfigError
 from ..report import Report, write_html, write_json
+from ..runs.progress import Stage
 from .config import Settings
 
 
@@ -41,6 +43,18 @@ def prepare(settings: Settings) -> Ground:
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return Ground(device)
+
+
+def counted(stage: Stage) -> Callable[[int], None]:
+    """What `attacks.evaluate` tells its progress: each call says how many more images are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        stage.update(done)
+
+    return advance
 
 
 def config_of(settings: Settings) -> dict[str, Any]:

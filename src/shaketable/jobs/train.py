@@ -16,7 +16,7 @@ from ..models import save as save_model
 from ..report import Report, environment
 from ..runs import Driven, Progress, Quiet, drive
 from ..training import LOSSES, SCHEDULES, WEIGHTS, Epoch, Plan, State, Step, begin, steps_of
-from .choices import choose, parse
+from .choices import choose, spec_for
 from .config import TrainConfig
 from .ground import Ground, begins, config_of, prepare
 
@@ -144,16 +144,12 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> Report:
 
 def _spec(config: TrainConfig, train_set: Dataset) -> ModelSpec:
     """The architecture for these images; the normalisation is the training images' own unless it is given."""
-    name, arguments = parse(config.architecture, "architecture")
     mean, std = config.mean, config.std
     if (mean is None) != (std is None):
         raise ConfigError("mean, std", "both or neither", "one of them", "Give both, or leave both to be measured.")
     if mean is None or std is None:
         mean, std = _statistics(train_set)
-    return ModelSpec(
-        architecture=name, arguments=arguments, classes=len(train_set.classes), channels=train_set.channels,
-        size=train_set.size, mean=mean, std=std, labels=train_set.classes,
-    )  # fmt: skip
+    return spec_for(config.architecture, train_set, mean=mean, std=std)
 
 
 def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..attacks import Evaluation, PGDAttack, evaluate
 from ..core import PGD
@@ -26,7 +26,7 @@ from .config import TrainConfig
 from .ground import config_of
 from .train import Trained, final_models
 
-STYLES = {"train": "dot", "validation": "dash", "test": "solid"}
+STYLES: dict[str, Literal["solid", "dash", "dot"]] = {"train": "dot", "validation": "dash", "test": "solid"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def report(trained: Trained, *, progress: Progress | None = None) -> Report:
             for name, rate in (("Robust", f.evaluation.robust), ("Clean", f.evaluation.clean))
         ),
         findings=notes,
-        sections=(final_section(config, finals), curve_section({"model": trained.state.history})),
+        sections=(final_section(config, finals), curve_section({"model": trained.state.history}, clean=True)),
         command=f"shaketable train --config {config.out}/config.json",
         config=config_of(config),
         environment=environment(device=str(prepared.ground.device)),
@@ -100,6 +100,9 @@ def findings(trained: Trained) -> tuple[Finding, ...]:
     if driven.collapsed:
         message = f"The training collapsed: at {state.constant} evaluations in a row every image got the same class."
         add("finding", "collapsed", message, "Lower the learning rate or gamma, or give AWP a warm-up.")
+    elif state.history and state.history[-1].constant:
+        message = "The last model gives every image of the learning curves the same class."
+        add("finding", "constant-predictor", message, "Train longer, or lower the learning rate, eps or gamma.")
     if driven.elsewhere:
         message = f"The run was resumed elsewhere, so its bits may differ: {'; '.join(driven.elsewhere)}."
         add("warning", "resumed-elsewhere", message, "Run it in one place, if its exact weights matter.")
@@ -131,12 +134,10 @@ def final_section(config: TrainConfig, finals: list[Final]) -> Section:
     return Section(title="The trained model", tables=(table,))
 
 
-def curve_section(histories: dict[str, list[Epoch]], text: str = "") -> Section:
-    """Robust loss and robust accuracy against the epoch, of each model and split."""
-    charts = (
-        _curves(histories, "Robust loss", "robust loss (mean cross-entropy under attack)", rates=False),
-        _curves(histories, "Robust accuracy", "robust accuracy", rates=True),
-    )
+def curve_section(histories: dict[str, list[Epoch]], text: str = "", *, clean: bool = False) -> Section:
+    """Robust loss and robust accuracy against the epoch, of each model and split; with `clean`, the clean ones too."""
+    kinds = ("robust", "clean") if clean else ("robust",)
+    charts = tuple(_curves(histories, kind, rates=rates) for kind in kinds for rates in (False, True))
     text = text or (
         "Measured on fixed slices of each split. Where the robust loss on test images rises while that on training "
         "images falls, the model overfits robustly."
@@ -144,30 +145,33 @@ def curve_section(histories: dict[str, list[Epoch]], text: str = "") -> Section:
     return Section(title="Learning curves", text=text, charts=charts)
 
 
-def _curves(histories: dict[str, list[Epoch]], title: str, label: str, *, rates: bool) -> Chart:
+def _curves(histories: dict[str, list[Epoch]], kind: str, *, rates: bool) -> Chart:
+    """The losses or accuracies of one kind ("robust" or "clean") over the epochs."""
+    prefix = "robust_" if kind == "robust" else ""
     series: list[Series] = []
     for model, history in histories.items():
         measured = [epoch for epoch in history if epoch.slices]
         for split in measured[0].slices if measured else ():
             parts = [epoch.slices[split] for epoch in measured]
-            low: tuple[float, ...] | None = None
-            high: tuple[float, ...] | None = None
-            values = tuple(part.robust_loss for part in parts)
-            if rates:
-                counted = [Rate(part.robust_correct, part.n) for part in parts]
-                values = tuple(rate.value for rate in counted)
-                low = tuple(rate.interval[0] for rate in counted)
-                high = tuple(rate.interval[1] for rate in counted)
-            name = split if len(histories) == 1 else f"{model}, {split}"
-            series.append(Series(
-                name=name, x=tuple(float(epoch.epoch) for epoch in measured), y=values, low=low, high=high,
-                group=model, dash=STYLES[split],  # pyright: ignore[reportArgumentType]
-            ))  # fmt: skip
-    what = "robust accuracy" if rates else "robust loss"
+            counted = [Rate(getattr(part, f"{prefix}correct"), part.n) for part in parts]
+            losses = tuple(getattr(part, f"{prefix}loss") for part in parts)
+            series.append(
+                Series(
+                    name=split if len(histories) == 1 else f"{model}, {split}",
+                    x=tuple(float(epoch.epoch) for epoch in measured),
+                    y=tuple(rate.value for rate in counted) if rates else losses,
+                    low=tuple(rate.interval[0] for rate in counted) if rates else None,
+                    high=tuple(rate.interval[1] for rate in counted) if rates else None,
+                    group=model,
+                    dash=STYLES.get(split, "solid"),
+                )
+            )
+    what = f"{kind} {'accuracy' if rates else 'loss'}"
     ends = "; ".join(f"{s.name}: {s.y[0]:.3f} at first, {s.y[-1]:.3f} at the end" for s in series if s.y)
     return Chart(
-        kind="line", title=title, series=tuple(series), x_label="epoch", y_label=label,
-        y_format="percent" if rates else "number", description=f"The {what} over the epochs. {ends}.",
+        kind="line", title=what.capitalize(), series=tuple(series), x_label="epoch",
+        y_label=what if rates else f"{what} (cross-entropy)", y_format="percent" if rates else "number",
+        description=f"The {what} over the epochs. {ends}.",
     )  # fmt: skip
 
 
