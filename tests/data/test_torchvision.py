@@ -187,5 +187,5 @@ def test_the_library_finds_nothing_and_nothing_is_downloaded(tmp_path: Path, nam
 
 @real
 def test_the_library_has_no_such_class(tmp_path: Path):
-    with pytest.raises(DataError, match="Did you mean CIFAR10"):
+    with pytest.raises(DataError, match="Did you mean 'CIFAR10"):
         open_dataset(f"torchvision:CIFAR11:{tmp_path}")

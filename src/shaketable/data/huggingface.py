@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, final
 
 from ..core.errors import DataError
+from ..plugins import extra
 from .archives import Folder
 from .arrays import class_indices, numbered_classes
 from .dataset import Dataset
@@ -130,14 +131,10 @@ def _column(asked: str | None, known: list[str], features: Any, what: str, usual
 
 
 def _opened(source: str) -> Any:
-    try:
-        from datasets import load_from_disk
-    except Exception as error:  # a broken installation fails in other ways than ImportError
-        found = f"{type(error).__name__}: {error}"[:160]
-        raise DataError(source, "datasets", found, "Install it: pip install 'shaketable[huggingface]'.") from error
+    datasets = extra("datasets", "huggingface", source, error=DataError)
     path = Path(source.removeprefix(_PREFIX))
     try:
-        return load_from_disk(str(path.absolute()))
+        return datasets.load_from_disk(str(path.absolute()))
     except Exception as error:  # the library's and Arrow's own errors
         found = f"{type(error).__name__}: {error}"[:160]
         remedy = "Save it with save_to_disk of the library datasets, and give that folder."

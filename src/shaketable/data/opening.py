@@ -1,12 +1,12 @@
 """Opening a data set by its name or path, whatever its format."""
 
-import difflib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, final
 
 from ..core.errors import DataError, InputError
+from ..plugins import nearest, nearest_file
 from .dataset import Dataset
 from .fit import Fit
 from .layout import Part
@@ -71,8 +71,7 @@ def open_dataset(
     fit = Fit(size, channels, crop)
     text = _text(source)
     if split not in (None, "train", "validation", "test", "all"):
-        near = difflib.get_close_matches(str(split), ("train", "validation", "test", "all"), n=1, cutoff=0.3)
-        remedy = f"Did you mean {near[0]!r}?" if near else "Pass split='test'."
+        remedy = nearest(split, ("train", "validation", "test", "all"))
         raise InputError("split", "'train', 'validation', 'test', 'all' or None", repr(split), remedy)
     loader = _loader(text)
     parts = loader.parts(text)
@@ -152,10 +151,5 @@ def _loader(source: str) -> Loader:
         unpack = path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz"))
         remedy = "Unpack the archive and give the folder." if unpack else "Give the folder that holds the data set."
         raise DataError(source, f"a data set in a known format ({known})", "a file of another kind", remedy)
-    with_siblings = [*EMBEDDED]
-    if path.parent.is_dir() and os.access(path.parent, os.R_OK):
-        with_siblings += [str(path.parent / name) for name in sorted(os.listdir(path.parent))[:10_000]]
-    near = difflib.get_close_matches(source, with_siblings, n=3)
-    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the path."
     expected = f"a path that exists, or one of the embedded sets: {', '.join(EMBEDDED)}"
-    raise DataError("data", expected, f"{source!r}, which does not exist", remedy)
+    raise DataError("data", expected, f"{source!r}, which does not exist", nearest_file(path, EMBEDDED))

@@ -1,6 +1,5 @@
 """torchvision's data sets, as adapters: the library is asked for only when such a set is."""
 
-import difflib
 import inspect
 import operator
 import os
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
+from ..plugins import extra, nearest
 from .archives import Folder
 from .arrays import channels_first, class_indices, from_arrays, numbered_classes, tensor_of
 from .dataset import Dataset
@@ -164,16 +164,10 @@ def _words(source: str) -> tuple[str, str]:
 
 def _class(source: str) -> Any:
     name, _ = _words(source)
-    try:
-        from torchvision import datasets
-    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        found = f"{type(error).__name__}: {error}"[:160]
-        remedy = "Install it: pip install 'shaketable[torchvision]', in the release that fits your torch."
-        raise DataError(source, "torchvision", found, remedy) from error
+    datasets = extra("torchvision.datasets", "torchvision", source, error=DataError)
     kind = getattr(datasets, name, None)
     if not inspect.isclass(kind):
-        near = difflib.get_close_matches(name, datasets.__all__, n=3)
-        remedy = f"Did you mean {' or '.join(near)}?" if near else "See torchvision.datasets for their names."
+        remedy = nearest(name, datasets.__all__, "See torchvision.datasets for their names.")
         raise DataError(source, "a class of torchvision.datasets", repr(name), remedy)
     return kind
 

@@ -4,12 +4,12 @@
 others trained; `check` says, before any job, whether a model and data fit each other.
 """
 
-import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from shaketable.core.errors import InputError, ModelError
+from shaketable.plugins import nearest_file
 
 from . import checkpoint
 from .architectures import ARCHITECTURES as ARCHITECTURES
@@ -124,8 +124,5 @@ def _run_file(folder: Path) -> Path:
 def _missing(path: Path) -> InputError:
     """The error for a file that is not there, with the nearest names beside it."""
     folder = path.parent
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     found = f"no file {path.name!r} in {str(folder)!r}" if folder.is_dir() else f"no folder {str(folder)!r}"
-    remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else "Correct the path."
-    return InputError("model", "a file that exists", found, remedy)
+    return InputError("model", "a file that exists", found, nearest_file(path))

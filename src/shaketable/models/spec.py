@@ -12,8 +12,9 @@ from torch import nn
 
 from shaketable.core.errors import InputError, ModelError, ShaketableError
 from shaketable.core.seeds import generator
+from shaketable.plugins import nearest
 
-from .factories import check_name, find_factory, nearest
+from .factories import check_name, find_factory
 from .layers import Wrapped, check_statistics
 
 Scalar = bool | int | float | str | None

@@ -194,5 +194,5 @@ def test_a_timm_model() -> None:
     assert loaded.model(images(1, 3, 64)).shape == (1, 1000)
     assert tuple(loaded.model.normalise.mean.flatten().tolist()) == pytest.approx(tuple(config["mean"]))
     assert not loaded.model.training
-    with pytest.raises(ModelError, match="Nearest: resnet18"):
+    with pytest.raises(ModelError, match="Did you mean 'resnet18"):
         load_timm("timm:resnet81")

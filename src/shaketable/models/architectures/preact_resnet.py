@@ -1,9 +1,12 @@
 """The PreAct ResNet-18 of the AWP paper."""
 
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .arguments import ACTIVATIONS, choice, whole
+from .groups import residual_groups
 
 
 class PreActBlock(nn.Module):
@@ -32,18 +35,13 @@ class PreActResNet(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, blocks: tuple[int, ...], activation: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        inputs = width
-        for group, count in enumerate(blocks):
-            outputs = width * 2**group
-            layer = nn.Sequential()
-            for block in range(count):
-                layer.append(PreActBlock(inputs, outputs, 2 if group and not block else 1, activation))
-                inputs = outputs
-            self.add_module(f"layer{group + 1}", layer)
+        widths = [width * 2**group for group in range(len(blocks))]
+        for name, group in residual_groups(partial(PreActBlock, activation=activation), width, widths, blocks):
+            self.add_module(name, group)
         self.groups = len(blocks)
-        self.bn = nn.BatchNorm2d(inputs)
+        self.bn = nn.BatchNorm2d(widths[-1])
         self.act = choice("activation", activation, ACTIVATIONS)()
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         x = self.conv1(x)

@@ -1,9 +1,12 @@
 """The ResNet-18 of the robust-flatness paper."""
 
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .arguments import ACTIVATIONS, choice, probability, whole
+from .groups import residual_groups
 
 
 class BasicBlock(nn.Module):
@@ -37,18 +40,12 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = choice("activation", activation, ACTIVATIONS)()
-        inputs = width
-        for group, count in enumerate(blocks):
-            outputs = width * 2**group
-            layer = nn.Sequential()
-            for block in range(count):
-                stride = 2 if group and not block else 1
-                layer.append(BasicBlock(inputs, outputs, stride, activation))
-                inputs = outputs
-            self.add_module(f"layer{group + 1}", layer)
+        widths = [width * 2**group for group in range(len(blocks))]
+        for name, group in residual_groups(partial(BasicBlock, activation=activation), width, widths, blocks):
+            self.add_module(name, group)
         self.groups = len(blocks)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         x = self.act1(self.bn1(self.conv1(x)))

@@ -1,6 +1,7 @@
 """Wide residual networks."""
 
 import math
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from shaketable.core.errors import ModelError
 
 from .arguments import ACTIVATIONS, choice, probability, whole
+from .groups import residual_groups
 
 
 class WideBlock(nn.Module):
@@ -39,19 +41,14 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        inputs = 16
-        for group, outputs in enumerate(widths):
-            layer = nn.Sequential()
-            for block in range(blocks):
-                # a shortcut is projected where the width changes; with widen = 1 the first group keeps its 16 channels
-                stride = 2 if group and not block else 1
-                layer.append(WideBlock(inputs, outputs, stride, activation, dropout))
-                inputs = outputs
-            self.add_module(f"layer{group + 1}", layer)
+        # a shortcut is projected where the width changes; with widen = 1 the first group keeps its 16 channels
+        block = partial(WideBlock, activation=activation, dropout=dropout)
+        for name, group in residual_groups(block, 16, widths, [blocks] * len(widths)):
+            self.add_module(name, group)
         self.groups = len(widths)
-        self.bn = nn.BatchNorm2d(inputs)
+        self.bn = nn.BatchNorm2d(widths[-1])
         self.act = choice("activation", activation, ACTIVATIONS)()
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(widths[-1], classes)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -5,7 +5,6 @@ execution, and nothing that a file declares is allocated before it was measured;
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from shaketable.core.errors import InputError, ModelError
 from shaketable.files import sha256_of
 from shaketable.models.layers import normalised
 from shaketable.models.spec import Loaded, ModelSpec
+from shaketable.plugins import names_code, nearest_file
 
 from .exported import Exported as Exported
 from .exported import load_program
-from .factory import is_factory, load_factory
+from .factory import load_factory
 from .hubs import load_huggingface, load_timm
 from .onnx import load_onnx
 from .safety import sniff
@@ -69,7 +69,7 @@ def load(
         loaded = load_timm(source)
     elif source.startswith("hf:") or (Path(source) / "config.json").is_file():
         loaded = load_huggingface(f"hf:{source.removeprefix('hf:')}", trust=trust is True)
-    elif is_factory(source) and not Path(source).exists():
+    elif names_code(source) and not Path(source).exists():
         loaded = load_factory(source)
     else:
         path = _existing(source)
@@ -95,12 +95,8 @@ def _existing(source: str) -> Path:
         remedy = "Name a file in it; a Hugging Face folder is hf:FOLDER."
         raise ModelError(source, expected, "a folder that is no checkpoint of ours", remedy)
     known = re.match(r"([a-z]+):", source)
-    near: list[str] = []
-    if path.absolute().parent.is_dir():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.absolute().parent.iterdir()], n=1)
-    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     found = f"nothing of the kind {known.group(1)}:" if known else "no such file"
-    raise ModelError(source, expected, found, f"Check the path.{hint}")
+    raise ModelError(source, expected, found, nearest_file(path))
 
 
 def _with(

@@ -1,29 +1,18 @@
 """Models that the user's own code makes: `module:function` or `path/file.py:function`."""
 
-import difflib
-import importlib
 import inspect
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from shaketable.core.errors import ModelError
 from shaketable.files import sha256_of
-from shaketable.models.factories import _module_of_file
 from shaketable.models.spec import Loaded
+from shaketable.plugins import load
 
 _EXPECTED = "module:function or file.py:function that makes a torch.nn.Module"
-
-
-def is_factory(source: str) -> bool:
-    """Whether a source reads as `module:function` or `path/file.py:function`."""
-    place, colon, attribute = source.rpartition(":")
-    dotted = all(part.isidentifier() for part in place.split("."))
-    named = all(part.isidentifier() for part in attribute.split("."))
-    return bool(colon) and named and (place.endswith(".py") or dotted)
 
 
 def load_factory(source: str) -> Loaded:
@@ -46,43 +35,15 @@ def load_factory(source: str) -> Loaded:
     digest = sha256_of(Path(place)) if place.endswith(".py") and Path(place).is_file() else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = _find(_module(source, place), attribute, source)
+        found = load(source, source, error=ModelError)
+        if not callable(found):
+            remedy = "Name a function or class that makes the model."
+            raise ModelError(source, _EXPECTED, f"a {type(found).__name__}", remedy)
         model = found if isinstance(found, nn.Module) else _call(found, source)
     if not isinstance(model, nn.Module):
         raise ModelError(source, _EXPECTED, f"a {type(model).__name__} as its result", "Return the torch.nn.Module.")
     notes = (f"The model was made by your own code, {source}, which was run.",)
     return Loaded(model.eval(), None, attribute, source, digest, notes=notes)
-
-
-def _module(source: str, place: str) -> ModuleType:
-    path = Path(place)
-    if place.endswith(".py") and not path.is_file():
-        near = _near(path.name, [p.name for p in path.absolute().parent.glob("*.py")])
-        raise ModelError(source, _EXPECTED, f"no file {place}", f"Check the path.{near}")
-    try:
-        module = _module_of_file(path) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        remedy = "Make it importable (its folder on PYTHONPATH), or correct the error in it."
-        raise ModelError(source, "a module that can be imported", f"{type(error).__name__}: {error}", remedy) from error
-    return cast(ModuleType, module)
-
-
-def _find(module: ModuleType, attribute: str, source: str) -> Any:
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [name for name, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
-            names = [name for name in names if not name.startswith("_")]
-            remedy = "Correct the name." + (
-                _near(part, names) or f" There are: {', '.join(sorted(names)[:8]) or 'none'}."
-            )
-            raise ModelError(source, _EXPECTED, f"no {part} in {getattr(found, '__name__', found)}", remedy)
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(
-            source, _EXPECTED, f"a {type(found).__name__}", "Name a function or class that makes the model."
-        )
-    return found
 
 
 def _call(function: Any, source: str) -> Any:
@@ -99,8 +60,3 @@ def _call(function: Any, source: str) -> Any:
         raise ModelError(
             source, "a function that runs", found, "Correct the error in it; --debug shows where."
         ) from error
-
-
-def _near(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]}?" if close else ""

@@ -4,9 +4,7 @@ Naming an identifier is asking for it: weights that are not in the library's cac
 HF_HUB_OFFLINE=1 keeps it to the cache. Both libraries are extras and imported here only.
 """
 
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,30 +12,9 @@ from torch import Tensor, nn
 from shaketable.core.errors import ModelError
 from shaketable.models.layers import normalised
 from shaketable.models.spec import Loaded
+from shaketable.plugins import extra, nearest
 
 from .exported import logits_of
-
-
-def extra(package: str, name: str, source: str) -> ModuleType:
-    """An optional package, imported.
-
-    Args:
-        package: to import.
-        name: of the extra that installs it.
-        source: how errors name the model.
-
-    Raises:
-        ModelError: it is missing or does not import; the error names the extra.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        found = f"no module named {error.name}"
-        raise ModelError(source, f"the package {package}", found, f"pip install 'shaketable[{name}]'") from error
-    except Exception as error:
-        found = f"one that does not import ({type(error).__name__}: {str(error)[:200]})"
-        remedy = f"Install matching versions: pip install --upgrade 'shaketable[{name}]'"
-        raise ModelError(source, f"the package {package}", found, remedy) from error
 
 
 class Logits(nn.Module):
@@ -69,14 +46,11 @@ def load_timm(source: str, *, pretrained: bool = True) -> Loaded:
 
     Checked by tests/models/foreign/test_hubs.py.
     """
-    timm = extra("timm", "timm", source)
+    timm = extra("timm", "timm", source, error=ModelError)
     name = source.removeprefix("timm:")
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
-        import difflib
-
-        close = difflib.get_close_matches(bare, timm.list_models(), n=3)
-        remedy = f"Nearest: {', '.join(close)}." if close else "See timm.list_models()."
+        remedy = nearest(bare, timm.list_models(), "See timm.list_models().")
         raise ModelError(source, "a model of timm", f"{name!r}", remedy)
     try:
         network = timm.create_model(name, pretrained=pretrained)
@@ -107,7 +81,7 @@ def load_huggingface(source: str, *, trust: bool = False) -> Loaded:
 
     Checked by tests/models/foreign/test_hubs.py.
     """
-    transformers = extra("transformers", "huggingface", source)
+    transformers = extra("transformers", "huggingface", source, error=ModelError)
     name = source.removeprefix("hf:")
     options: dict[str, Any] = {"trust_remote_code": trust} | ({} if trust else {"use_safetensors": True})
     try:

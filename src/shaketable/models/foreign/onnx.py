@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from shaketable.core.errors import GradientError, InputError, ModelError
 from shaketable.files import sha256_of
 from shaketable.models.spec import Loaded
-
-from .hubs import extra
+from shaketable.plugins import extra
 
 NO_GRADIENTS = (
     "ONNX Runtime computes no gradients: parts that need them are left out; attacks without gradients remain."
@@ -85,7 +84,7 @@ def load_onnx(path: Path) -> Loaded:
 
     Checked by tests/models/foreign/test_onnx.py.
     """
-    onnx, runtime = extra("onnx", "onnx", str(path)), extra("onnxruntime", "onnx", str(path))
+    onnx, runtime = (extra(package, "onnx", str(path), error=ModelError) for package in ("onnx", "onnxruntime"))
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:
