@@ -1,6 +1,9 @@
 """Reports that the tests of this room share: a realistic one, and one whose every name is hostile."""
 
 import math
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,8 +19,14 @@ from shaketable.report import (
     mean_metric,
     number_metric,
     rate_metric,
+    write_html,
 )
 from shaketable.stats import Mean, Rate
+
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -241,3 +250,26 @@ def hostile() -> Report:
         hashes=Hashes(models={HOSTILE[0]: "0" * 64}),
         volatile=Volatile(host=HOSTILE[0]),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, started once; a test that asks for it is skipped where there is none."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, demo: Report, hostile: Report) -> dict[str, str]:
+    """The addresses of the two reports' pages."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name, report in (("demo", demo), ("hostile", hostile)):
+        write_html(report, folder / f"{name}.html")
+    return {name: (folder / f"{name}.html").as_uri() for name in ("demo", "hostile")}

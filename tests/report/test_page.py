@@ -1,22 +1,11 @@
 """The page in a browser: drawn, quiet, legible, reachable by keyboard, safe. Needs Chromium; skipped without it."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
-
-from shaketable.report import Report, write_html
-
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path")
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page
 
 WATCH = """
 window.violations = [];
@@ -24,22 +13,6 @@ document.addEventListener("securitypolicyviolation", (e) => window.violations.pu
 """
 
 CONTRASTS = (Path(__file__).parent / "contrasts.js").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, demo: Report, hostile: Report) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("pages")
-    for name, report in (("demo", demo), ("hostile", hostile)):
-        write_html(report, folder / f"{name}.html")
-    return {name: (Path(folder) / f"{name}.html").as_uri() for name in ("demo", "hostile")}
 
 
 class Visit:

@@ -118,7 +118,7 @@ class EvaluateConfig(Settings):
     """Of the perturbation of the inputs."""
     eps: Fraction = Field(8 / 255, ge=0)
     """Its radius, for inputs in [0, 1]."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(100, ge=1)
     """Images a batch."""
     architecture: str | None = None
     """For a bare state dict: which architecture it is of."""

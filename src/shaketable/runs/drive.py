@@ -124,4 +124,4 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [line for k in keys for line in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
-    return [] if old == new else [f"{path}: {old!r}, now {new!r}"]
+    return [] if old == new or repr(old) == repr(new) else [f"{path}: {old!r}, now {new!r}"]  # NaN is NaN here

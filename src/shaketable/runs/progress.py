@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ class Lines:
 
     stream: TextIO
     every: float = LINES_EVERY
+    clock: Callable[[], float] = time.monotonic
 
     @contextmanager
     def stage(self, name: str, total: float) -> Generator["_Line"]:
         """A stage in lines."""
-        line = _Line(self, name, total)
-        line.begin()
+        line = _Line(self, name, total, self.clock())
+        line.print("began")
         yield line
-        line.end()
+        line.print(f"done in {duration(self.clock() - line.began)}")
 
 
 @dataclass
@@ -71,30 +72,25 @@ class _Line:
     where: Lines
     name: str
     total: float
-    began: float = field(default_factory=time.monotonic)
-    shown: float = field(default_factory=time.monotonic)
+    began: float
+    shown: float | None = None
     note: str = ""
     first: tuple[float, float] | None = None  # when the first update came, and what was done by then
 
-    def begin(self) -> None:
-        self._print("began")
-
     def update(self, done: float, note: str = "") -> None:
         self.note = note or self.note
-        now = time.monotonic()
+        now = self.where.clock()
         if self.first is None:
             self.first = now, done  # a job that is resumed begins in the middle
-        if now - self.shown < self.where.every or not 0 < done < self.total:
+        before = self.began if self.shown is None else self.shown
+        if now - before < self.where.every or not 0 < done < self.total:
             return
         self.shown = now
-        since, before = self.first
-        left = (now - since) * (self.total - done) / (done - before) if done > before else None
-        self._print(f"{100 * done / self.total:3.0f} %" + ("" if left is None else f", {duration(left)} left"))
+        since, base = self.first
+        left = (now - since) * (self.total - done) / (done - base) if done > base else None
+        self.print(f"{100 * done / self.total:3.0f} %" + ("" if left is None else f", {duration(left)} left"))
 
-    def end(self) -> None:
-        self._print(f"done in {duration(time.monotonic() - self.began)}")
-
-    def _print(self, text: str) -> None:
+    def print(self, text: str) -> None:
         note = f"  {self.note}" if self.note else ""
         print(f"{self.name}: {text}{note}", file=self.where.stream, flush=True)
 
