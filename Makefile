@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+EXTRAS ?= test,dev
 DEMO ?=
 TESTS ?= tests
 
@@ -21,14 +22,12 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+# The peers are installed without what they ask for: torchattacks' old bounds would change what is pinned.
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt benchmarks/requirements.txt | $(BIN)/python
 	@echo "Setting up .venv (PyTorch is large; this takes a few minutes once)"
-	$(PIP) --editable '.[test,dev]'
-	@touch $@ $(VENV)/.stamp-run
-
-$(VENV)/.stamp-bench: benchmarks/requirements.txt $(VENV)/.stamp-dev
+	$(PIP) --editable '.[$(EXTRAS)]'
 	$(PIP) --no-deps --requirement benchmarks/requirements.txt
-	@touch $@
+	@touch $@ $(VENV)/.stamp-run
 
 demo: $(VENV)/.stamp-run ## train AT and AT-AWP on embedded images, compare them, write a report (minutes)
 	$(BIN)/shaketable demo $(DEMO)
@@ -45,9 +44,9 @@ check: $(VENV)/.stamp-dev ## lint, types, floors
 	$(BIN)/pyright
 	$(BIN)/pyright --project pyrightconfig.strict.json
 	. $(BIN)/activate && cd $(VENV) && PYTHONPATH=../src pyright --verifytypes shaketable.core --ignoreexternal >verifytypes.log || { cat verifytypes.log; exit 1; }
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(VENV)/.stamp-bench ## speed against peers, in one run
+bench: $(VENV)/.stamp-dev ## speed against peers, in one run
 	$(BIN)/python benchmarks/run.py
 
 format: $(VENV)/.stamp-dev ## format the code
