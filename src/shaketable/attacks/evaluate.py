@@ -17,6 +17,7 @@ from ..core.perturb import Perturbation
 from ..core.seeds import generator
 from ..core.tree import leaves
 from ..data.dataset import Dataset
+from ..models.untouched import untouched
 from .attack import Attack
 from .batches import Batches, batches
 from .evaluation import Counts, Evaluation, findings_of
@@ -52,7 +53,7 @@ def evaluate(
         measure: "accuracy": images that the model gets wrong are not attacked, and an attack that can is told to drop an
             image once it is fooled; "loss": every image is attacked to the end, for the robust loss (the mean over images
             of the highest loss found, Stutz et al. 2021; take restarts=10 and keep="best" for their RLoss).
-        batch_size: how many images of a tensor or a Dataset make a batch, 64. Batches that are given stay as they are.
+        batch_size: how many images of a tensor or a Dataset make a batch, 100. Batches that are given stay as they are.
         points: keep the adversarial images; they take as much memory as the images.
         progress: called after each batch with the number of its images.
 
@@ -66,8 +67,9 @@ def evaluate(
     Memory does not grow with the number of images, but for `points`.
 
     Raises:
-        InputError: a model with BatchNorm or dropout in train mode; no images; inputs that are not finite or outside the
-            box; labels out of range; a ball that is not per example; logits of a wrong shape; a targeted attack.
+        InputError: a model in train mode (with BatchNorm, or dropout; dropout that a model in eval mode keeps on is taken
+            for a defence); no images; inputs that are not finite or outside the box; labels out of range; a ball that is
+            not per example; logits of a wrong shape; a targeted attack.
 
     Checked by tests/attacks/test_evaluate.py: the plain loop image by image, a linear model's exact robust accuracy,
     counted passes, defences without gradients, random and NaN models; tests/reference/test_attacks_peers.py: torchattacks
@@ -78,11 +80,11 @@ def evaluate(
     fast = getattr(attack, "until_fooled", None) if measure == "accuracy" else None
     device = _device(model)
     parts: list[_Part] = []
-    with torch.inference_mode(False), _global_state_kept(device):
+    with torch.inference_mode(False), _kept(model, device):
         plan = _Plan(model, quick_twin(model), attack if fast is None else fast(), fast is not None, measure)
         for index, (images, labels, ball) in enumerate(batches(x, y, within, batch_size)):
             drawn = generator(seed, "evaluate", index)
-            torch.manual_seed(generator(seed, "evaluate", index, "model").initial_seed())
+            _seed_global(generator(seed, "evaluate", index, "model").initial_seed(), device)
             if device is not None:
                 images, labels = images.to(device), labels.to(device)
             part = plan.judge(images, labels, ball, drawn)
@@ -129,13 +131,14 @@ class _Plan:
         part, labels, limits = x[rows], y[rows], ball.rows(rows).on(x[rows])
         found = self._attack(part, labels, limits, drawn)
         final = part if found is None else found.point
-        outside = ~_inside(final, part, limits)
+        inside, sizes = _checked(final, part, limits)
+        outside = ~inside
         final = torch.where(outside.reshape(-1, *[1] * (x.dim() - 1)), part, final)
 
         correct, after, steady = _look(self.model, final, labels)
         robust, worst, points = clean.clone(), loss.clone(), x.clone()
         robust[rows], worst[rows], points[rows] = correct & clean[rows], after, final
-        size[rows] = _absolute(limits.size, final, part)
+        size[rows] = torch.where(outside, 0.0, sizes)
         counts = Counts(attacked=attacked, outside=int(outside.sum()))
         calls = Calls(n + attacked, 0)
         weird = ~finite
@@ -184,25 +187,25 @@ def _look(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return finite & (logits.argmax(1) == y), cross_entropy(logits.detach(), y), finite
 
 
-def _absolute(size: Callable[[Any, Any], Any], point: Tensor, x: Tensor) -> Tensor:
-    """A norm of point - x, recomputed in float64."""
-    return size(point.double() - x.double(), x.double()).nan_to_num(torch.inf)
-
-
-def _inside(point: Tensor, x: Tensor, ball: Ball) -> Bool[Tensor, " n"]:
-    """Which points lie in box and mask exactly, and in the ball but for the rounding of x + delta."""
+def _checked(point: Tensor, x: Tensor, ball: Ball) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
+    """Which points lie in box and mask exactly, and in the ball but for the rounding of x + delta; and their sizes."""
     n, m = len(x), x[0].numel()
-    inside = torch.isfinite(point).reshape(n, -1).all(1)
+    exact = x.double()
+    delta = (point.double() - exact).nan_to_num(torch.inf)
+    size = length = ball.size(delta, exact)
+    if ball.relative:
+        length = replace(ball, relative=False).size(delta, exact)
+    inside = torch.isfinite(size)  # pyright: ignore[reportArgumentType]
     if ball.box is not None:
         inside &= ((point >= ball.box[0]) & (point <= ball.box[1])).reshape(n, -1).all(1)
     if ball.mask is not None:
         inside &= ((point == x) | leaves(ball.mask)[0]).reshape(n, -1).all(1)
-    reach = ball.reach(x.double()) if ball.norm != "l0" else ball.radius
+    reach = ball.reach(exact) if ball.norm != "l0" else ball.radius
     limit = torch.as_tensor(reach, dtype=torch.float64, device=x.device).reshape(-1)
     rounding = {"linf": 1.0, "l2": m**0.5, "l1": float(m), "l0": 0.0}[ball.norm]
-    largest = float(point.abs().nan_to_num(0.0, 0.0, 0.0).max())
-    slack = torch.finfo(x.dtype).eps * (rounding * max(largest, float(x.abs().max())) + 4 * limit)
-    return inside & (_absolute(replace(ball, relative=False).size, point, x) <= limit + slack)
+    largest = max(float(t.abs().max()) for t in (x, point.nan_to_num(0.0, 0.0, 0.0)))
+    slack = torch.finfo(x.dtype).eps * (rounding * largest + 4 * limit)
+    return inside & (length <= limit + slack), size  # pyright: ignore
 
 
 def _require_usable(model: Any, within: Ball, attack: Any, measure: str) -> None:
@@ -215,15 +218,27 @@ def _require_usable(model: Any, within: Ball, attack: Any, measure: str) -> None
         raise InputError("attack", "an attack on the true labels", "targeted=True", remedy)
     if not isinstance(model, nn.Module):
         return
-    restless = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    normalises, drops = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
     for name, module in model.named_modules():
-        if module.training and isinstance(module, restless):
+        wrong = isinstance(module, normalises) or (isinstance(module, drops) and model.training)
+        if module.training and wrong:
             found = f"{type(module).__name__} {name!r} in train mode"
             raise InputError("model", "a model in eval mode", found, "Call model.eval() first.")
 
 
-def _global_state_kept(device: torch.device | None) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else [])
+def _kept(model: Any, device: torch.device | None) -> AbstractContextManager[Any]:
+    """Afterwards the model's buffers and modes and the global random states are what they were."""
+    if isinstance(model, nn.Module):
+        return untouched(model, device or torch.device("cpu"))
+    return torch.random.fork_rng(devices=[])
+
+
+def _seed_global(seed: int, device: torch.device | None) -> None:
+    """Seed what a random model draws from; `torch.manual_seed` would touch the generators of all devices."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _device(model: Any) -> torch.device | None:

@@ -31,7 +31,7 @@ class Finding:
     count: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """What `evaluate` found, an entry for each image in the order they came.
 
@@ -82,6 +82,9 @@ class Evaluation:
     def size(self) -> float:
         """The largest perturbation, in the ball's unit."""
         return float(self.sizes.max())
+
+    def __repr__(self) -> str:
+        return f"Evaluation(clean={self.clean}, robust={self.robust}, {len(self.findings)} findings)"
 
     def __str__(self) -> str:
         lines = [f"clean accuracy  {self.clean}", f"robust accuracy {self.robust}"]

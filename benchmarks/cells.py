@@ -1,0 +1,186 @@
+"""What is measured: each cell runs our way and others' side by side, and says what bar its ratio must clear."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import peers
+import torch
+from subjects import EPS, Subject, subject
+from timing import Ratio, interleave, ratio
+from torch import Tensor
+
+from shaketable.attacks import PGDAttack, evaluate
+from shaketable.attacks.twin import quick_twin
+from shaketable.core import PGD, Ball, ce, generator, perturb
+from shaketable.training import at, awp, train_step
+
+BALL = Ball("linf", EPS, box=(0, 1))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against another way of doing the same.
+
+    Args:
+        cell: what is done, on what.
+        other: who else does it.
+        ratio: their CPU time over ours.
+        bar: what the ratio is to clear with its whole interval; None where nothing is aimed at.
+        must: whether not clearing it fails the run; else it is an aim.
+        ours, theirs: CPU seconds of each repetition.
+        facts: robust accuracies, passes, batch sizes.
+    """
+
+    cell: str
+    other: str
+    ratio: Ratio
+    bar: float | None
+    must: bool
+    ours: list[float]
+    theirs: list[float]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cleared(self) -> bool | None:
+        """Whether the whole interval is at or above the bar."""
+        return None if self.bar is None else self.ratio.low >= self.bar
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        return asdict(self) | {"cleared": self.cleared}
+
+
+def _compare(
+    cell: str,
+    candidates: Mapping[str, Callable[[], object]],
+    bars: Mapping[str, float | None],
+    repetitions: int,
+    facts: Any,
+    *,
+    must: bool = False,
+) -> Iterator[Comparison]:
+    seconds = interleave(candidates, repetitions)
+    for other, bar in bars.items():
+        against = ratio(seconds[other], seconds["ours"])
+        yield Comparison(cell, other, against, bar, must, seconds["ours"], seconds[other], facts)
+
+
+def plain_pgd(count: int, repetitions: int) -> Iterator[Comparison]:
+    """PGD that drops nothing, on the model as it is: what the core adds to its passes."""
+    s, steps, batch = subject("AT-AWP", count), 10, 64
+    pairs = list(zip(s.x.split(batch), s.y.split(batch), strict=True))
+    found = perturb(ce(s.model, s.y), s.x, BALL, by=PGD(steps), start="sample", generator=generator(0))
+    assert (found.calls.forward, found.calls.backward) == (steps * count, steps * count)
+
+    def ours() -> None:
+        for x, y in pairs:
+            perturb(ce(s.model, y), x, BALL, by=PGD(steps), start="sample", generator=generator(0))
+
+    def others(attack: Callable[..., Tensor]) -> Callable[[], None]:
+        return lambda: [attack(s.model, x, y, EPS, steps) for x, y in pairs] and None
+
+    candidates = {
+        "ours": ours, "its passes alone": others(peers.passes_alone), "a hand-written loop": others(peers.by_hand),
+        "torchattacks": others(peers.with_torchattacks), "Foolbox": others(peers.with_foolbox),
+    }  # fmt: skip
+    bars = {"its passes alone": 1 / 1.1, "a hand-written loop": 0.9, "torchattacks": 0.9, "Foolbox": 1.25}
+    facts = {"images": count, "batch": batch, "forward": steps * count, "backward": steps * count}
+    yield from _compare(f"plain PGD-{steps}", candidates, bars, repetitions, facts)
+
+
+def passes(count: int, repetitions: int) -> Iterator[Comparison]:
+    """A forward pass and an input gradient through the quick twin, against the model itself."""
+    s, batch = subject("AT-AWP", count), 64
+    twin = quick_twin(s.model)
+    pairs = list(zip(s.x.split(batch), s.y.split(batch), strict=True))
+
+    def run(model: Any) -> Callable[[], None]:
+        return lambda: [peers.passes_alone(model, x, y, EPS, 10) for x, y in pairs] and None
+
+    candidates = {"ours": run(twin), "the model itself": run(s.model)}
+    yield from _compare(
+        "10 passes of the quick twin", candidates, {"the model itself": 1.0}, repetitions, {"batch": batch}
+    )
+
+
+def robust_accuracy(name: str, steps: int, count: int, repetitions: int) -> Iterator[Comparison]:
+    """Robust accuracy with an exact verdict, everybody at the batch size that suits him better.
+
+    Every run starts from other random points, so the accuracies that are compared are means over the runs.
+    """
+    s, seeds, found = subject(name, count), itertools.count(), {"ours": [], "torchattacks": [], "Foolbox": []}
+
+    def ours(batch: int) -> None:
+        attack = PGDAttack(steps=steps)
+        done = evaluate(s.model, s.x, s.y, within=BALL, seed=next(seeds), attack=attack, batch_size=batch)
+        found["ours"].append(done)
+
+    def theirs(who: str, judge: Callable[..., Tensor]) -> Callable[[int], None]:
+        return lambda batch: found[who].append(float(judge(s.model, s.x, s.y, EPS, steps, batch).double().mean()))
+
+    runs = {
+        "ours": ours, "torchattacks": theirs("torchattacks", peers.robust_by_torchattacks),
+        "Foolbox": theirs("Foolbox", peers.robust_by_foolbox),
+    }  # fmt: skip
+    sizes = {who: _better_size(run) for who, run in runs.items()}
+    bar = {"AT-AWP": 1.5, "ordinary": 5.0 if steps >= 50 else 1.5}[name]
+    compared = list(
+        _compare(
+            f"robust accuracy, {name}, PGD-{steps}", {who: partial(run, sizes[who]) for who, run in runs.items()},
+            {"torchattacks": bar, "Foolbox": bar}, repetitions, {}, must=name == "AT-AWP" and steps >= 20,
+        )
+    )  # fmt: skip
+    last, accuracies = found["ours"][-1], {"ours": fmean(e.robust.value for e in found["ours"])}
+    accuracies |= {who: fmean(found[who]) for who in ("torchattacks", "Foolbox")}
+    facts = {
+        "images": count, "clean accuracy": last.clean.value, "robust accuracy": accuracies, "batch": sizes,
+        "forward": last.calls.forward, "backward": last.calls.backward, "findings": [f.code for f in last.findings],
+    }  # fmt: skip
+    if accuracies["ours"] > min(accuracies.values()) + 0.005:
+        raise AssertionError(f"our mean robust accuracy is above a peer's by more than half a point: {accuracies}")
+    yield from (replace(c, facts=facts) for c in compared)
+
+
+def _better_size(run: Callable[[int], Any]) -> int:
+    seconds = interleave({str(b): partial(run, b) for b in (64, 100)}, 2)
+    return min((64, 100), key=lambda b: min(seconds[str(b)]))
+
+
+def training_step(count: int, repetitions: int) -> Iterator[Comparison]:
+    """Steps of AT and AT-AWP with PGD-10 against the `backward()` style; and what AWP adds to AT."""
+    s, batch = subject("AT-AWP", count), 50
+    by, pairs = PGD(10, 0.25), list(zip(s.x.split(batch), s.y.split(batch), strict=True))
+
+    def ours(gamma: float | None) -> Callable[[], None]:
+        model, optimiser = _fresh(s)
+        weights = None if gamma is None else awp(gamma)
+
+        def run() -> None:
+            for x, y in pairs:
+                train_step(
+                    model, optimiser, at(), x, y, within=BALL, by=by, weights=weights, generator=generator(0)
+                )  # fmt: skip
+
+        return run
+
+    def theirs(gamma: float | None) -> Callable[[], None]:
+        model, optimiser = _fresh(s)
+        budget = {"eps": EPS, "steps": 10, "step": 0.25, "gamma": gamma}
+        return lambda: [peers.step_by_backward(model, optimiser, x, y, **budget) for x, y in pairs] and None
+
+    facts = {"steps": len(pairs), "batch": batch}
+    for name, gamma, bar in (("AT", None, 1.3), ("AT-AWP", 0.01, 1.3)):
+        candidates = {"ours": ours(gamma), "backward() style": theirs(gamma)}
+        yield from _compare(f"training step, {name}, PGD-10", candidates, {"backward() style": bar}, repetitions, facts)
+    candidates = {"ours": ours(None), "AT-AWP": ours(0.01)}
+    yield from _compare("training step, AT, PGD-10", candidates, {"AT-AWP": None}, repetitions, facts)
+
+
+def _fresh(s: Subject) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = copy.deepcopy(s.model).train()
+    return model, torch.optim.SGD(model.parameters(), 0.001, momentum=0.9, weight_decay=5e-4)

@@ -1,0 +1,108 @@
+"""The quick twin computes what the model computes, and leaves it alone."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shaketable.attacks.twin import quick_twin
+
+
+def _gradient(model: nn.Module, x: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    point = x.clone().requires_grad_()
+    out = model(point)
+    return out.detach(), torch.autograd.grad((out * along).sum(), point)[0]
+
+
+@pytest.mark.parametrize("size", [(11, 8), (12, 12)])
+@pytest.mark.parametrize("padding", [0, 1, (2, 1)])
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3, (5, 2)])
+def test_values_and_gradients_are_the_models(channels: int, kernel, stride, padding, size) -> None:  # pyright: ignore
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 5, kernel, stride, padding), nn.ReLU(), nn.Conv2d(5, 4, 1, bias=False))
+    x = torch.rand(3, channels, *size)
+    along = torch.randn(model(x).shape)
+    value, gradient = _gradient(model, x, along)
+    twin = quick_twin(model)
+    assert twin is not model
+    quick_value, quick_gradient = _gradient(twin, x, along)
+    assert torch.allclose(value, quick_value, atol=1e-5)
+    assert torch.allclose(gradient, quick_gradient, atol=1e-5)
+
+
+def test_whole_networks_agree() -> None:
+    from shaketable.models.architectures import ARCHITECTURES
+
+    torch.manual_seed(0)
+    for name, size in (("small_cnn", 28), ("preact_resnet18", 32)):
+        narrow = {"width": 8}
+        model = ARCHITECTURES[name](channels=3, classes=10, size=(size, size), **narrow).eval()
+        x, along = torch.rand(2, 3, size, size), torch.randn(2, 10)
+        (value, gradient), (quick, quick_gradient) = (_gradient(m, x, along) for m in (model, quick_twin(model)))
+        assert torch.allclose(value, quick, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(gradient, quick_gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    ],
+)
+def test_other_convolutions_are_left_to_pytorch(conv: nn.Module) -> None:
+    model = nn.Sequential(conv, nn.ReLU(inplace=True))
+    x = torch.rand(2, 4, 9, 9)
+    along = torch.randn(model(x).shape)
+    (value, gradient), (quick, quick_gradient) = (_gradient(m, x, along) for m in (model, quick_twin(model)))
+    assert torch.allclose(value, quick, atol=1e-6)
+    assert torch.allclose(gradient, quick_gradient, atol=1e-6)
+
+
+def test_the_model_is_left_alone_and_the_twin_is_frozen() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    strides = [p.stride() for p in model.parameters()]
+    twin = quick_twin(model)
+    assert [type(m) for m in model] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    assert [p.stride() for p in model.parameters()] == strides
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert isinstance(twin[0], nn.Conv2d)
+    assert not twin.training
+
+
+def test_hooks_and_function_transforms_still_work() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    x, twin = torch.rand(2, 2, 8, 8), quick_twin(model)
+    expected = torch.autograd.grad(model(point := x.clone().requires_grad_()).sum(), point)[0]
+    assert torch.allclose(torch.func.grad(lambda z: twin(z).sum())(x), expected, atol=1e-6)
+    assert seen == [2, 2]
+
+
+def test_weights_that_need_gradients_get_them() -> None:
+    twin = quick_twin(nn.Conv2d(1, 2, 3)).requires_grad_()
+    x = torch.rand(1, 1, 5, 5, requires_grad=True)
+    twin(x).sum().backward()
+    assert float(twin.weight.grad.abs().sum()) > 0
+
+
+class _Locked(nn.Module):
+    """A model that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lock = nn.Conv2d(1, 2, 3), threading.Lock()
+
+
+@pytest.mark.parametrize(
+    "model", [lambda x: x, nn.Linear(3, 2), nn.Conv2d(1, 2, 3).double(), _Locked(), nn.Conv1d(1, 2, 3)]
+)
+def test_the_model_itself_where_nothing_is_gained(model) -> None:  # pyright: ignore
+    assert quick_twin(model) is model
