@@ -46,8 +46,9 @@ def test_folders_are_made_and_rights_are_those_of_the_umask(tmp_path: Path) -> N
     assert (tmp_path / "a" / "b" / "file").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("content", [b"few", NEW])
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -63,8 +64,8 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_retu
 
     monkeypatch.setattr(os, "fsync", watch_fsync)
     monkeypatch.setattr(os, "replace", watch_replace)
-    write_atomically(path, NEW)
-    assert steps == [f"file of {len(NEW)}", "rename", "folder"]
+    write_atomically(path, content)
+    assert steps == [f"file of {len(content)}", "rename", "folder"]
 
 
 @pytest.mark.parametrize(

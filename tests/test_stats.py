@@ -125,6 +125,13 @@ def test_bootstrap_is_scipys_but_for_its_draws() -> None:
     assert found.deviation == pytest.approx(values.std(ddof=1))
 
 
+def test_bootstrap_draws_as_many_resamples_as_asked() -> None:
+    values = np.random.default_rng(1).normal(size=5000)  # more than one block of resamples, the last not a whole one
+    found, rng = bootstrap(values, seed=3, resamples=1000), np.random.default_rng(3)
+    means = [values[rng.integers(0, 5000, 5000)].mean() for _ in range(1000)]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+
+
 def test_bootstrap_is_its_seed() -> None:
     values = np.random.default_rng(1).normal(size=5000)  # more than one block of resamples
     one = bootstrap(values, seed=3, resamples=1000)

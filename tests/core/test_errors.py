@@ -25,7 +25,3 @@ def test_an_error_is_a_value_error_with_four_facts(kind: type[errors.ShaketableE
         assert (same.argument, same.expected, same.found, same.remedy) == (
             "radius", "a number >= 0", "-1", "Give the size."
         )  # fmt: skip
-
-
-def test_an_unsafe_file_is_a_fault_of_the_model() -> None:
-    assert issubclass(errors.UnsafeFileError, errors.ModelError)

@@ -89,13 +89,14 @@ def test_a_model_that_gives_nan_is_an_error(images: Make, labels: Make, stop: bo
 
 
 def test_finished_examples_need_no_gradient(images: Make) -> None:
-    flat = torch.zeros(192, 4).index_fill_(1, torch.tensor([2]), 1.0)  # always the class 2, and a saturated softmax
-
     def model(x: Tensor) -> Tensor:
-        return 1e3 * (x.flatten(1) @ flat)
+        return 0 * x.flatten(1)[:, :4] + torch.tensor([0.0, 0, 1, 0])  # always the class 2, and never a slope
 
     found = st.perturb(st.ce(model, torch.tensor([0, 1, 3, 0, 1, 3]), stop=True), images(), BALL)
     assert bool(found.flags.stopped.all())
+    assert bool(found.flags.vanishing.all())
+    with pytest.raises(st.GradientError):
+        st.perturb(st.ce(model, torch.tensor([2] * 6), stop=True), images(), BALL)
 
 
 def test_the_flags_of_restarts_are_of_all_starts() -> None:
@@ -122,6 +123,20 @@ def test_a_nan_value_is_never_the_best() -> None:
     assert found.value is not None
     assert bool((found.value <= 1.68).all())
     assert found.value.tolist() == pytest.approx([1.65] * 4, abs=1e-5)
+
+
+def test_a_value_after_a_nan_is_the_best() -> None:
+    def value(point: Tensor, rows: Tensor | None) -> Tensor:
+        line = point.sum(1)
+        return torch.where(line < 1.55, line * 1.0 + math.nan, line)  # its gradient is 1 all the same
+
+    found = st.perturb(value, X, BALL, by=st.PGD(4, 0.25, keep="best"))
+    assert found.value is not None
+    assert found.value.tolist() == pytest.approx([1.8] * 4)
+    assert bool(found.flags.nonfinite.all())
+    blind = st.perturb(value, X, st.Ball("linf", 0.001), by=st.PGD(2, keep="best")).value
+    assert blind is not None
+    assert bool(torch.isneginf(blind).all())
 
 
 def test_a_place_without_examples_has_one_flag() -> None:

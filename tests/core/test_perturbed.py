@@ -80,6 +80,15 @@ def test_perturbed_never_drifts(network: Make, dtype: torch.dtype, given: torch.
     assert same(model, before)
 
 
+def test_perturbed_comes_back_from_infinity(network: Make) -> None:
+    """A perturbation that overflows: infinity minus infinity is no number, and must not stay in the weights."""
+    model = network()
+    before = state(model)
+    with st.perturbed(model, {"0.weight": torch.full((6, 3, 3, 3), torch.inf)}):
+        assert bool(torch.isinf(model[0].weight.detach()).all())
+    assert same(model, before)
+
+
 def test_perturbed_nests(network: Make) -> None:
     model = network()
     before, v = state(model), noise(model)

@@ -1,4 +1,4 @@
-"""`PGD`: known optima, a hand-written loop bit for bit, counted passes."""
+"""`PGD`: a hand-written loop bit for bit, counted passes, what restarts and `keep` keep."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,111 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaketable import core as st
 
 Make = Callable[..., Any]
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
-
-
-def linear(seed: int, entries: int) -> nn.Linear:
-    model = nn.Linear(entries, 2).double()
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=source, dtype=torch.float64))
-    return model
-
-
-def slope_of(model: nn.Linear, y: Tensor) -> Tensor:
-    """The gradient of the margin at each example: the other class's weights minus its own."""
-    return model.weight.detach()[1 - y] - model.weight.detach()[y]
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("start", ["zero", "sample"])
-def test_linear_models_reach_eps_times_the_dual_norm(norm: str, own: bool, start: str) -> None:
-    model, y = linear(0, 30), torch.tensor([0, 1, 1, 0, 1])
-    x = torch.rand(5, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    eps = torch.tensor([0.0, 0.1, 0.5, 1.0, 3.0], dtype=torch.float64) if own else torch.tensor(0.4).double().expand(5)
-    ball = st.Ball(norm, eps if own else 0.4)
-    found = st.perturb(
-        st.margin(model, y), x, ball, by=st.PGD(200, 0.25, keep="best"), start=start, generator=st.generator(0)
-    )
-    radius = eps if own else torch.full((5,), 0.4, dtype=torch.float64)
-    gain = radius * torch.linalg.vector_norm(slope_of(model, y), DUAL[norm], 1)
-    before = st.logit_margin(model(x), y).detach()
-    assert found.value is not None
-    assert torch.allclose(found.value - before, gain, rtol=1e-6, atol=1e-12)
-
-
-def test_linear_models_reach_the_linf_optimum_inside_the_box() -> None:
-    model, y = linear(2, 30), torch.tensor([0, 1, 1, 0])
-    x = torch.rand(4, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = st.perturb(st.margin(model, y), x, st.Ball("linf", 0.3, box=(0, 1)), by=st.PGD(10, 0.25))
-    slope = slope_of(model, y)
-    optimum = torch.where(slope > 0, (x + 0.3).clamp(max=1), (x - 0.3).clamp(min=0))
-    assert torch.allclose(found.point, optimum, rtol=1e-12)
-
-
-def test_linear_models_reach_the_l0_optimum() -> None:
-    model, y = linear(3, 30), torch.tensor([0, 1, 1, 0])
-    x = torch.full((4, 30), 0.5, dtype=torch.float64)
-    counts = torch.tensor([0, 1, 4, 30])
-    found = st.perturb(st.margin(model, y), x, st.Ball("l0", counts, box=(0, 1)), by=st.PGD(10, 0.25))
-    slope = slope_of(model, y)
-    for row, k in enumerate(counts.tolist()):
-        assert float((found.delta[row] * slope[row]).sum()) == pytest.approx(
-            float(slope[row].abs().topk(k).values.sum()) / 2, rel=1e-6
-        )
-        assert int((found.delta[row] != 0).sum()) == k
-
-
-@pytest.mark.parametrize("per", ["all", "tensor"])
-def test_a_quadratic_in_weight_space(per: str) -> None:
-    """max -(v - b)' A (v - b) / 2 over ||v|| <= r: v = (A + m)^-1 A b, with m >= 0 such that ||v|| = r."""
-    source = torch.Generator().manual_seed(4)
-    b = {n: torch.randn(s, generator=source, dtype=torch.float64) for n, s in (("p", (3, 2)), ("q", (4,)))}
-    a = {n: 0.5 + torch.rand(v.shape, generator=source, dtype=torch.float64) for n, v in b.items()}
-    w = {n: torch.randn(v.shape, generator=source, dtype=torch.float64) for n, v in b.items()}
-
-    def fall(point: dict[str, Tensor]) -> Tensor:
-        return -sum(((point[n] - w[n] - b[n]) ** 2 * a[n]).sum() for n in b) / 2  # pyright: ignore
-
-    found = st.perturb(st.scalar(fall), w, st.Ball("l2", 0.8, per=per), by=st.PGD(400, 0.1, keep="best"))
-    assert found.value is not None
-    for names in [["p", "q"]] if per == "all" else [["p"], ["q"]]:
-        flat_a, flat_b = (torch.cat([t[n].flatten() for n in names]) for t in (a, b))
-        low, high = 0.0, 1e3
-        for _ in range(200):
-            m = (low + high) / 2
-            low, high = (m, high) if float((flat_a * flat_b / (flat_a + m)).norm()) > 0.8 else (low, m)
-        optimum = flat_a * flat_b / (flat_a + low)
-        assert float(optimum.norm()) == pytest.approx(0.8, rel=1e-9)
-        reached = torch.cat([found.delta[n].flatten() for n in names])
-        loss, best = (float(((v - flat_b) ** 2 * flat_a).sum()) for v in (reached, optimum))
-        assert loss == pytest.approx(best, rel=1e-6)
-
-
-def test_a_joint_place_on_a_bilinear_function() -> None:
-    """max ((a + d)'u) ((b + e)'v) over ||d||_inf <= .3, ||e||_2 <= .5 from positive factors: both at their own optimum."""
-    source = torch.Generator().manual_seed(5)
-    u, v = (torch.randn(n, generator=source, dtype=torch.float64) for n in (6, 4))
-    origin = {"a": u[None], "b": v[None]}
-    found = st.perturb(
-        lambda p, rows: (p["a"] @ u) * (p["b"] @ v),
-        origin,
-        {"a": st.Ball("linf", 0.3), "b": st.Ball("l2", 0.5)},
-        by=st.PGD(20, keep="best"),
-    )
-    optimum = (u @ u + 0.3 * u.abs().sum()) * (v @ v + 0.5 * v.norm())
-    assert found.value is not None
-    assert float(found.value) == pytest.approx(float(optimum), rel=1e-6)
-    assert float(found.size["a"]) == pytest.approx(0.3)
-    assert float(found.size["b"]) == pytest.approx(0.5)
 
 
 def by_hand(
@@ -260,6 +161,62 @@ def test_restarts_keep_the_highest_last_value(network: Make, images: Make, label
     assert torch.equal(found.point, torch.stack([ends[k][row] for row, k in enumerate(chosen.tolist())]))
     assert found.value is not None
     assert torch.equal(found.value, values.amax(0))
+
+
+def test_momentum_does_not_turn_the_first_step() -> None:
+    """The steepest direction of one ball over all tensors is that of the whole gradient, however unequal its parts are."""
+    w = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
+    loss = st.scalar(lambda p: 100 * p["a"].sum() + 0.01 * p["b"].sum())
+    for per in ("all", "tensor"):
+        for norm in ("l2", "l1", "linf"):
+            plain, turned = (
+                st.perturb(loss, w, st.Ball(norm, 1.0, per=per), by=st.PGD(1, momentum=m)).delta for m in (0.0, 0.9)
+            )
+            for name in w:
+                assert torch.allclose(plain[name], turned[name], rtol=1e-6, atol=1e-7)
+
+
+def test_momentum_remembers() -> None:
+    """On a slope that turns from 1 to -.1 after the first step, momentum goes on; each gradient counts as 1 in it."""
+    x = torch.zeros(1, 1)
+    for momentum, expected in ((0.0, 0.0), (0.5, 0.0), (2.0, 0.5)):
+        looks: list[int] = []
+
+        def bend(p: Tensor, rows: Tensor | None, looks: list[int] = looks) -> Tensor:
+            looks.append(1)
+            return p[:, 0] * (1.0 if len(looks) == 1 else -0.1)
+
+        found = st.perturb(bend, x, st.Ball("linf", 1.0), by=st.PGD(2, momentum=momentum))
+        assert float(found.delta) == pytest.approx(expected)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations for which the host waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.count += name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_no_step_waits_for_the_device(network: Make, images: Make, labels: Make, norm: Any, keep: Any) -> None:
+    """What is checked is checked once; only an objective that stops has to ask, once a step."""
+    model, x, y, counts = network(), images(), labels(), []
+    radius = torch.ones(6)
+    for steps, stop in ((2, False), (7, False), (7, True)):
+        with _Waits() as waits:
+            loss = st.ce(model, torch.where(torch.tensor(stop), model(x).argmax(1), y), stop=stop)
+            ball = st.Ball(norm, radius * (1 if norm == "l0" else 1e-6), box=(0, 1))
+            st.perturb(loss, x, ball, by=st.PGD(steps, momentum=0.5, keep=keep))
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+    assert counts[1] < counts[2] <= counts[1] + 8 + 1
 
 
 def test_best_of_a_place_without_examples() -> None:

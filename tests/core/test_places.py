@@ -158,6 +158,18 @@ def test_activations_are_a_place(network: Make, images: Make, labels: Make) -> N
     assert bool((found.size < 0.50001).all())
 
 
+def test_activations_made_under_inference_mode_are_a_place(network: Make, images: Make, labels: Make) -> None:
+    model, y = network(), labels()
+    with torch.inference_mode():
+        x = images()
+        a = st.activation(model, "3", x)
+    assert not a.is_inference()
+    rest = st.from_activation(model, "3", x)
+    point = a.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(st.cross_entropy(rest(point, None), y).sum(), point)
+    assert bool(slope.any())
+
+
 def no_hooks(model: nn.Module) -> bool:
     return not any(module._forward_hooks for module in model.modules())
 

@@ -41,8 +41,8 @@ class Ball:
     the norm first and the box second: the box holds the origin, so clipping only shortens; for linf this is the
     Euclidean projection, for l2, l1 and l0 a feasible point near it (as in every common attack library).
 
-    Checked by tests/core/test_ball.py: projections feasible and idempotent, `steepest` above random feasible directions,
-    10^4 drawn cases inside ball, box and mask; and by tests/core/test_sample.py: the laws of `sample`.
+    Checked by tests/core/test_ball.py: projections feasible and idempotent, 10^4 drawn cases inside ball, box and mask;
+    test_steepest.py: `steepest` above random feasible directions; test_sample.py: the laws of `sample`.
     """
 
     norm: Norm
@@ -136,8 +136,11 @@ class Ball:
                 gradient, origin, delta,
             )  # fmt: skip
             gradient = free
-        counts = self._group_radii(origin) if self.norm == "l0" else [1.0] * len(self._groups(gradient))
-        tops = [norms.project_l0(g, k).sign() for g, k in zip(self._groups(gradient), counts, strict=True)]
+        groups = self._groups(gradient)
+        if self.norm == "l1":
+            tops = [norms.peak_sign(g) for g in groups]
+        else:
+            tops = [norms.project_l0(g, k).sign() for g, k in zip(groups, self._group_radii(origin), strict=True)]
         return self._ungroup(tops, gradient)
 
     def reach(self, origin: Tree) -> Any:
@@ -177,6 +180,8 @@ class Ball:
     def rows(self, index: Tensor) -> "Ball":
         """The ball of some of the examples: their radii and their masks."""
         radius, mask = self.radius, self.mask
+        if mask is None and not (isinstance(radius, Tensor) and radius.dim() == 1):
+            return self
         if isinstance(radius, Tensor) and radius.dim() == 1:
             radius = radius[index.to(radius.device)]
         if mask is not None:

@@ -1,14 +1,13 @@
 """The norms of groups of entries: sizes, projections and random draws, on matrices (groups, entries)."""
 
-from typing import Any
-
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 ORDER: dict[str, float] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
 
-def as_groups(leaf: Tensor, per: str) -> Tensor:
+def as_groups(leaf: Tensor, per: str) -> Float[Tensor, "g m"]:
     """A tensor as a matrix (groups, entries)."""
     if per == "element":
         return leaf.reshape(-1, 1)
@@ -27,20 +26,22 @@ def broadcast_norm(norm: str, leaf: Tensor, per: str) -> Tensor:
     return torch.linalg.vector_norm(leaf, ORDER[norm], dims, keepdim=True)
 
 
-def norm(name: str, groups: Tensor) -> Tensor:
+def norm(name: str, groups: Float[Tensor, "g m"]) -> Float[Tensor, " g"]:
     """The norm of each row: (groups, entries) -> (groups,)."""
     if groups.shape[1] == 0:
         return groups.new_zeros(len(groups))
     return torch.linalg.vector_norm(groups, ORDER[name], 1)
 
 
-def project_l1(groups: Tensor, radius: Any) -> Tensor:
+def project_l1(groups: Float[Tensor, "g m"], radius: float | Float[Tensor, "g 1"]) -> Float[Tensor, "g m"]:
     """The nearest points of l1 balls, by the sorting algorithm of Duchi et al. 2008.
 
     Args:
         groups: (g, m).
         radius: a float or (g, 1).
     """
+    if not groups.numel():
+        return groups
     wide = torch.float32 if groups.device.type == "mps" else torch.float64  # sums of many entries cancel in float32
     ordered = groups.abs().sort(1, descending=True).values.to(wide)
     total = ordered.cumsum(1)
@@ -52,13 +53,28 @@ def project_l1(groups: Tensor, radius: Any) -> Tensor:
     return torch.where(total[:, -1:] > radius, shrunk, groups)
 
 
-def project_l0(groups: Tensor, radius: Any) -> Tensor:
+def project_l0(groups: Float[Tensor, "g m"], radius: float | Float[Tensor, "g 1"]) -> Float[Tensor, "g m"]:
     """Each row's largest entries, as many as the radius says (a float or (g, 1)); the first of equals."""
-    rank = groups.abs().argsort(dim=1, descending=True, stable=True).argsort(1)
-    return torch.where(rank < radius, groups, 0.0)
+    order = groups.abs().argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(groups.shape[1], device=groups.device).expand_as(order)
+    return torch.where(torch.empty_like(order).scatter_(1, order, places) < radius, groups, 0.0)
 
 
-def draw(norm_name: str, law: str, inside: Tensor, radius: Any, generator: torch.Generator) -> Tensor:
+def peak_sign(groups: Tensor) -> Tensor:
+    """The sign of each row's largest entry, the first of equals, at its place; 0 elsewhere."""
+    if not groups.numel():
+        return groups
+    top = groups.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(groups).scatter(1, top, groups.gather(1, top).sign())
+
+
+def draw(
+    norm_name: str,
+    law: str,
+    inside: Float[Tensor, "g m"],
+    radius: float | Float[Tensor, "g 1"],
+    generator: torch.Generator,
+) -> Float[Tensor, "g m"]:
     """Random rows by a law, on the entries where `inside` is 1; float32, or float64 if `inside` is.
 
     The direction is uniform on the sphere of the norm (the cone measure: a cube scaled to its largest entry, Gaussians to

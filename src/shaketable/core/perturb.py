@@ -44,7 +44,7 @@ class Perturbation:
     """What `perturb` found.
 
     Args:
-        origin: where it started from.
+        origin: where it started from; it shares its memory with the caller's (weights: with the live ones).
         delta: the perturbation, of the origin's shape.
         point: origin + delta, exactly inside the box: this is what is authoritative.
         value: the objective at the point, (n,) or (1,), -inf where it is NaN; None where it was not asked for (see `PGD`).
@@ -53,11 +53,11 @@ class Perturbation:
         flags: what was suspicious, per example.
     """
 
-    origin: Tree
+    origin: Any
     delta: Any
     point: Any
     value: Tensor | None
-    size: Tree
+    size: Any
     calls: Calls
     flags: Flags
 
