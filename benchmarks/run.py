@@ -40,7 +40,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cells whose name holds this")
     parser.add_argument("--out", type=Path, default=RESULTS / "latest.json")
     given = parser.parse_args()
-    console, done = Console(), []
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    done = []
     for name, cell in _cells(given.images, given.repetitions).items():
         if given.only in name:
             console.print(f"[dim]measuring: {name}[/dim]")
