@@ -99,8 +99,7 @@ def _summary(plain: Shown, awp: Shown) -> tuple[str, ...]:
     over, closed, flat = overfitting(plain), gap_closed(plain, awp), flatter(plain, awp)
     robust = paired(awp.last.robust_correct.double().tolist(), plain.last.robust_correct.double().tolist())
     return (
-        f"Robust overfitting: AT's robust test loss at its last epoch minus that at its best epoch (chosen on validation "
-        f"images) is {_signed(over)}: {_verdict(over, 'it overfits', 'it does not overfit')}.",
+        _overfitting_sentence(plain, over),
         f"The gap: AT's robust loss is {gap(plain).value:.2f} higher on test than on training images, AT-AWP's "
         f"{gap(awp).value:.2f}; the difference is {_signed(closed)}: "
         f"{_verdict(closed, 'AWP narrows the gap', 'AWP widens the gap')}.",
@@ -110,6 +109,16 @@ def _summary(plain: Shown, awp: Shown) -> tuple[str, ...]:
         f"{awp.flatness.value.value:.2f} for AT-AWP; the difference is {_signed(flat)}: "
         f"{_verdict(flat, 'AWP ends in the flatter minimum', 'AWP ends in the sharper minimum')}.",
         "All intervals are over images or draws, for one training of each kind: another seed moves these numbers too.",
+    )
+
+
+def _overfitting_sentence(plain: Shown, over: Mean) -> str:
+    state = plain.trained.state
+    if state.best_epoch == state.epoch:
+        return f"Robust overfitting: AT's best epoch on validation images is its last, {state.epoch}; none shows."
+    return (
+        f"Robust overfitting: AT's robust test loss at its last epoch minus that at its best epoch ({state.best_epoch}, "
+        f"chosen on validation images) is {_signed(over)}: {_verdict(over, 'it overfits', 'it does not overfit')}."
     )
 
 
@@ -220,7 +229,7 @@ def _findings(config: DemoConfig, shown: Sequence[Shown]) -> tuple[Finding, ...]
     ]
     if config.flatness_samples < FEW_DRAWS:
         message = f"Flatness is averaged over {config.flatness_samples} draws; its interval is wide."
-        made.append(Finding(level="info", code="few-draws", message=message, remedy="Use --flatness-samples 10."))
+        made.append(Finding(level="info", code="few-draws", message=message, remedy="Use --flatness-samples 24."))
     for s in shown:
         for f in s.last.findings:
             made.append(Finding(level=f.level, code=f.code, message=f"{s.name}: {f.message}", remedy=f.remedy))

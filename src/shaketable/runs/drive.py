@@ -79,7 +79,7 @@ def drive(
                 saved = time.monotonic()
             if requests.stop:
                 where = "after the last epoch" if ended else f"in epoch {state.epoch + 1} of {plan.epochs}"
-                raise Interrupted(f"Stopped {where}; the run is in {folder}.")
+                raise Interrupted(f"Stopped {where}; the run is in {folder}: go on with --resume.")
     return Driven(resumed, elsewhere, state.constant >= plan.patience)
 
 
@@ -116,6 +116,9 @@ def _resume(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         wrong = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(str(found.folder), "a state of this training", wrong, REMEDY) from error
+    generation.clean(
+        root, keep=found.folder.name
+    )  # a crash may have come between a checkpoint and its predecessor's end
     return state.epoch + 1, tuple(differences(found.facts.get("machine", {}), machine))
 
 

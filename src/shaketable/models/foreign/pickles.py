@@ -8,6 +8,7 @@ the sizes.
 """
 
 import pickletools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -49,10 +50,7 @@ def read(stream: BinaryIO | mmap, *, argument: str, limit: int) -> Contents:
     """
     machine = _Machine(limit)
     try:
-        for count, (opcode, value, _) in enumerate(pickletools.genops(cast(BinaryIO, stream))):
-            if count > MAX_OPCODES:
-                raise RefusedError(f"a pickle of more than {MAX_OPCODES} instructions")
-            machine.step(opcode.name, value)
+        _interpret(machine, stream)
         total = sum(storage.nbytes for storage in machine.storages.values())
         if total > limit:
             raise RefusedError(f"tensors that declare {total} bytes, above the limit of {limit}")
@@ -64,6 +62,16 @@ def read(stream: BinaryIO | mmap, *, argument: str, limit: int) -> Contents:
         found = f"a pickle that breaks off or makes no sense ({type(error).__name__})"
         raise ModelError(argument, "a whole weights file", found, remedy) from error
     return Contents(value, machine.storages)
+
+
+def _interpret(machine: "_Machine", stream: BinaryIO | mmap) -> None:
+    """Run the pickle's instructions on the symbolic machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # an odd escape in a damaged text
+        for count, (opcode, value, _) in enumerate(pickletools.genops(cast(BinaryIO, stream))):
+            if count > MAX_OPCODES:
+                raise RefusedError(f"a pickle of more than {MAX_OPCODES} instructions")
+            machine.step(opcode.name, value)
 
 
 def _unsafe(argument: str, found: str) -> NoReturn:
