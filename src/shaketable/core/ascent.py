@@ -81,7 +81,8 @@ class PGD:
 
     Cost: `steps` forward passes and as many backward passes to the place, none to anything else. With keep="last", one
     restart and an objective that does not stop, the value of the last point is not known and is None; otherwise one more
-    forward pass a restart finds it. Examples that the objective calls finished are dropped and cost nothing more.
+    forward pass a restart finds it. Examples that the objective calls finished are dropped and cost nothing more (with a
+    BatchNorm in train mode the rest then sees other batch statistics: where verdicts count, models are in eval mode).
 
     Differences from the paper: none with the defaults. Entries of a gradient that are not finite count as 0.
     Checked by tests/core/test_pgd.py: a hand-written loop bit for bit, counted passes; test_optima.py: known optima;

@@ -25,7 +25,8 @@ class Stepped:
 
     Args:
         loss: the robust loss that was minimised, at w + v.
-        calls: passes of the attack and of the weight perturbation, in examples; the step itself is one forward-backward.
+        calls: passes of the attack and of the weight perturbation, in examples, as they were counted by `perturb`: the forward
+            pass that makes TRADES' reference is not among them. The step itself is one forward-backward.
         silent: the attack or the weight perturbation found no gradient at all and did nothing.
     """
 
