@@ -72,6 +72,30 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
     assert "config.weights: 'awp(gamma=0.005, warmup=4)', now 'awp(gamma=0.01, warmup=4)'" in error
 
 
+def test_another_number_of_threads_goes_on_and_is_a_warning(quick: list[str], tmp_path: Path):
+    arguments = ["train", *quick, "--epochs", "1", "--out", str(tmp_path / "run"), "--json"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume", "--threads", "2"]) == 0
+    found = {finding.code: finding.message for finding in read_json(tmp_path / "run" / "report.json").findings}
+    assert "threads: 1, now 2" in found["resumed-elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "code", "says"),
+    [
+        ("--loss", "def mine():\n    return object()\n", "object without start, attack_mode, inner, outer, weights"),
+        ("--evaluation", "def mine():\n    return object()\n", "expected pgd(...), found object"),
+    ],
+)
+def test_own_code_that_does_not_fit_is_refused_before_training(
+    flag: str, code: str, says: str, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.py").write_text(code)
+    assert main(["train", *quick, flag, f"{tmp_path}/mine.py:mine", "--out", str(tmp_path / "run")]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_config_file_it_leaves_makes_the_run_again(run_folder: Path, tmp_path: Path):
     again = tmp_path / "again"
     assert main(["train", "--config", str(run_folder / "config.json"), "--out", str(again), "--json"]) == 0

@@ -55,7 +55,7 @@ def measure(
     Checked by tests/core/test_measure.py.
     """
     if batch_size < 1:
-        raise InputError("batch_size", "a whole number >= 1", str(batch_size), "Use 256.")
+        raise InputError("batch_size", "a whole number >= 1", str(batch_size), "Use 64.")
     if len(x) != len(y):
         raise InputError("y", f"one label for each of the {len(x)} inputs", f"{len(y)}", "Give those of the same set.")
     parts: list[tuple[Tensor, ...]] = []

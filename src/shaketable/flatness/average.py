@@ -55,7 +55,8 @@ def average(
     """Average-case robust flatness, with the inputs attacked anew for every draw of the weights.
 
     nu is drawn from the balls ||nu_l|| <= xi ||w_l||, one for each convolution's and linear layer's weight and one for
-    each of their biases; normalisation layers stay. RLoss is the mean cross-entropy at the attacked inputs.
+    each of their biases (and for any other parameter, such as a ViT's positions); normalisation layers stay. RLoss is the
+    mean cross-entropy at the attacked inputs.
 
     Args:
         model: in eval mode; it is not changed.

@@ -38,11 +38,6 @@ class Shown:
     flatness: AverageFlatness
     hashes: dict[str, str]
 
-    @property
-    def collapsed(self) -> bool:
-        """Whether the training ended in a constant predictor."""
-        return self.trained.driven.collapsed
-
 
 def training_config(config: DemoConfig, name: str) -> TrainConfig:
     """The training of one of `MODELS`: SGD on few images, batches of 50, PGD-5 while training, PGD-20 to measure."""

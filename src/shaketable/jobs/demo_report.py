@@ -142,7 +142,8 @@ def _accuracy(config: DemoConfig, shown: Sequence[Shown]) -> Section:
         columns=("Model", "Checkpoint", "Epoch", "Clean accuracy", "Robust accuracy", "Robust loss"),
         rows=rows,
         note=f"PGD-20, linf, eps {config.eps:g}, random start, {shown[0].last.robust.n} images. Best: the highest robust "
-        "accuracy on 300 validation images. 95 % intervals: Wilson for rates, Student for losses.",
+        f"accuracy on {_counts(shown[0])['validation']} validation images. 95 % intervals: Wilson for rates, Student for "
+        "losses.",
     )
     return Section(title="Accuracy", charts=(_bars(shown),), tables=(table,))
 
@@ -171,12 +172,18 @@ def _percent(done: Evaluation, robust: bool) -> str:
 
 
 def _curves(shown: Sequence[Shown]) -> Section:
+    counts = ", ".join(f"{n} of {name}" for name, n in _counts(shown[0]).items())
     text = (
-        "Robust loss and accuracy during training, on 300 fixed images of each split, attacked anew at each evaluation. A "
+        f"Robust loss and accuracy during training, on fixed images ({counts}), attacked anew at each evaluation. A "
         "test loss that rises while the training loss falls is robust overfitting; the distance between the two is the "
         "robust generalisation gap."
     )
     return curve_section({s.name: s.trained.state.history for s in shown}, text)
+
+
+def _counts(one: Shown) -> dict[str, int]:
+    """How many images of each split the learning curves are measured on."""
+    return {name: len(part) for name, part in one.trained.prepared.slices.items()}
 
 
 def _gaps(shown: Sequence[Shown]) -> Section:

@@ -47,16 +47,17 @@ def estimate(config: Settings) -> Estimate:
     if isinstance(config, EvaluateConfig):
         return _evaluation(config)
     assert isinstance(config, DemoConfig)
-    from .demo import training_config
+    from .demo import MODELS, training_config
 
-    parts = [_training(training_config(config, name)) for name in ("AT", "AT-AWP")]
+    extra = config.train_count + (config.flatness_samples + 1) * config.flatness_count
+    parts = [_training(training_config(config, name), extra) for name in MODELS]
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
     return Estimate(seconds, max(p.memory for p in parts), sum(p.steps for p in parts), first.step)
 
 
-def _training(config: TrainConfig) -> Estimate:
-    """Steps, with the perturbation of the weights, and the learning curves' evaluations."""
+def _training(config: TrainConfig, extra: int = 0) -> Estimate:
+    """Steps, with the perturbation of the weights, the learning curves, the test images, and `extra` evaluated images."""
     from ..core import generator
     from ..training import evaluate_slices, steps_of, train_step
     from .train import prepare_training
@@ -80,7 +81,7 @@ def _training(config: TrainConfig) -> Estimate:
     evaluate_slices(model, plan, small)
     an_image = (time.perf_counter() - began) / sum(map(len, small.values()))
     measured = -(-plan.epochs // plan.evaluate_every) * sum(map(len, prepared.slices.values()))
-    measured += 2 * len(prepared.splits.test)
+    measured += 2 * len(prepared.splits.test) + extra
     steps, step = plan.epochs * steps_of(len(data), plan.batch_size), statistics.median(times[1:])
     return Estimate(steps * step + measured * an_image, _memory(prepared.ground.device), steps, step)
 

@@ -38,8 +38,9 @@ class Prepared:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one it goes on with."""
-        return {"config": config_of(self.config), "data": self.splits.hashes}
+        """What a resumed run must have in common with the one it goes on with; device and threads are the machine's."""
+        config = {key: value for key, value in config_of(self.config).items() if key not in ("device", "threads")}
+        return {"config": config, "data": self.splits.hashes}
 
     @property
     def machine(self) -> dict[str, Any]:
@@ -167,8 +168,16 @@ def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _plan(config: TrainConfig) -> Plan:
+    loss, evaluation = choose(config.loss, LOSSES, "loss"), choose(config.evaluation, ASCENTS, "evaluation")
+    missing = [name for name in ("start", "attack_mode", "inner", "outer", "weights") if not hasattr(loss, name)]
+    if missing:
+        found = f"{type(loss).__name__} without {', '.join(missing)}"
+        raise ConfigError("loss", "what shaketable.training.RobustLoss describes", found, "Give it these, as AT does.")
+    if not isinstance(evaluation, PGD):
+        remedy = "Evaluate with pgd(...); another attack is for `shaketable evaluate --attack`."
+        raise ConfigError("evaluation", "pgd(...)", type(evaluation).__name__, remedy)
     return Plan(
-        loss=choose(config.loss, LOSSES, "loss"),
+        loss=loss,
         weights=choose(config.weights, WEIGHTS, "weights"),
         within=Ball(config.norm, config.eps, box=(0.0, 1.0)),
         attack=choose(config.attack, ASCENTS, "attack"),
@@ -180,7 +189,7 @@ def _plan(config: TrainConfig) -> Plan:
         schedule=choose(config.schedule, SCHEDULES, "schedule"),
         augment=choose(config.augment, AUGMENTS, "augment"),
         evaluate_every=config.evaluate_every,
-        evaluation=choose(config.evaluation, ASCENTS, "evaluation"),
+        evaluation=evaluation,
         select=None if config.select == "last" else config.select,
         seed=config.seed,
     )
