@@ -98,11 +98,7 @@ class PGDAttack:
     ) -> Perturbation:
         """Attack a batch; see `Attack` for the arguments."""
         loss = self.loss if callable(self.loss) else LOGIT_LOSSES[self.loss]
-        objective = ce(model, y, targeted=self.targeted, stop=self.stop)
-        if len(objective.target) != len(x):
-            found = f"{len(y)} labels for {len(x)} inputs"
-            raise InputError("y", "one label for each input", found, "Give as many labels as inputs.")
-        objective = replace(objective, loss=_InRange(loss, objective.target))
+        objective = replace(ce(model, y, targeted=self.targeted, stop=self.stop), loss=loss)
         return perturb(objective, x, within, by=self._ascent(), start=self.start, generator=generator)
 
 
@@ -199,22 +195,3 @@ def fgsm(
     """FGSM on a batch, in one line: ``fgsm(model, x, y, eps=8 / 255).point``. See `pgd` for the arguments, and `FGSMAttack`."""
     ball = Ball(norm, eps, box=box, mask=mask)
     return FGSMAttack(loss, targeted)(model, x, y, ball, generator=make_generator(0, "fgsm"))
-
-
-class _InRange:
-    """A loss that says so if a label is not one of the model's classes, instead of an index error (or a CUDA assertion)."""
-
-    def __init__(self, loss: LogitLoss, y: Tensor) -> None:
-        self.loss = loss
-        self.least, self.most = (int(end) for end in torch.aminmax(y)) if len(y) else (0, 0)
-
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        if self.least < 0 or self.most >= logits.shape[1]:
-            found = f"labels from {self.least} to {self.most}"
-            remedy = "Number the classes from 0, as the model does; or is it another model's data set?"
-            raise InputError("y", f"labels in 0..{logits.shape[1] - 1}, the model's classes", found, remedy)
-        value = self.loss(logits, y)
-        if value.shape != y.shape:
-            expected = f"one value for each of the {len(y)} examples, shape ({len(y)},)"
-            raise InputError("loss", expected, f"shape {tuple(value.shape)}", "Return the losses unreduced.")
-        return value

@@ -83,6 +83,9 @@ class LogitObjective:
             found = f"label {self.classes - 1} for {logits.shape[1]} classes"
             raise InputError("y", f"labels below {logits.shape[1]}", found, "Check the model's classes and the labels.")
         value = self.loss(logits, target)
+        if value.shape != (len(target),):
+            wanted, found = f"one value for each of the {len(target)} examples", f"shape {tuple(value.shape)}"
+            raise InputError("loss", wanted, found, "Return the losses unreduced.")
         value = value if self.sign == 1 else self.sign * value
         if not self.stops:
             return value, None
