@@ -18,18 +18,21 @@ from .plugins import nearest
 from .version import __version__
 
 VERBS = {
-    "train": ("TrainConfig", "train a model that holds (AT, TRADES, with or without AWP)"),
-    "evaluate": ("EvaluateConfig", "clean and robust accuracy of any model on any data set"),
-    "demo": ("DemoConfig", "AT against AT-AWP on embedded images, in minutes"),
+    "train": ("train_config.TrainConfig", "train a model that holds (AT, TRADES, MART, RST, ..., with or without AWP)"),
+    "pseudolabel": ("pseudolabel_config.PseudolabelConfig", "label images by a model, to train with"),
+    "study": ("study_config.StudyConfig", "a grid of trainings over seeds, with paired differences"),
+    "reproduce": ("reproduce_config.ReproduceConfig", "published numbers beside those of the runs that are there"),
+    "evaluate": ("config.EvaluateConfig", "clean and robust accuracy of any model on any data set"),
+    "demo": ("config.DemoConfig", "AT against AT-AWP on embedded images, in minutes"),
 }
-"""Verb -> its config in `jobs.config` and what it does; `jobs.VERB.run` does it."""
+"""Verb -> its config in `jobs` and what it does; `jobs.VERB.run` does it."""
 
 USAGE = f"""\
 Shaketable {__version__}: puts a neural network on a shake table.
 
 usage: shaketable VERB [options]
 
-{chr(10).join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items())}
+{chr(10).join(f"  {verb:<12} {text}" for verb, (_, text) in VERBS.items())}
 
 shaketable VERB --help    its options
 shaketable --version      the version
@@ -92,7 +95,12 @@ def _run(arguments: list[str]) -> int:
         return _print_estimate(import_module(".jobs.dry_run", __package__).estimate(config), options)
     from .runs import Quiet, progress
 
-    report = job.run(config, progress=Quiet() if options.json else progress())
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if not first and verb != "train":
+        raise ConfigError("verb", "train, which several processes can share", verb, "Run it without torchrun.")
+    report = job.run(config, progress=progress() if first and not options.json else Quiet())
+    if not first:
+        return 0
     page = import_module(".jobs.ground", __package__).write(report, config.out)
     _show(report, page, options)
     return 1 if report.verdict == "failed gate" or (options.strict and report.verdict != "pass") else 0
@@ -102,7 +110,7 @@ def _parse(verb: str, rest: list[str]) -> tuple[Options, Any]:
     """The options and the verb's config: defaults, then the file given with --config, then the flags."""
     import tyro
 
-    kind = getattr(import_module(".jobs.config", __package__), VERBS[verb][0])
+    kind = _config_class(verb)
     arguments = _from_file(rest, kind) + rest
 
     def call(config: kind, options: Options) -> tuple[Options, Any]:  # type: ignore[valid-type]
@@ -114,6 +122,11 @@ def _parse(verb: str, rest: list[str]) -> tuple[Options, Any]:
         return tyro.cli(call, prog=f"shaketable {verb}", args=arguments, config=settings)
     except SystemExit as stop:
         raise SystemExit(2 if stop.code not in (0, None) else 0) from None
+
+
+def _config_class(verb: str) -> Any:
+    module, _, name = VERBS[verb][0].partition(".")
+    return getattr(import_module(f".jobs.{module}", __package__), name)
 
 
 def _from_file(rest: list[str], kind: Any) -> list[str]:
@@ -132,6 +145,7 @@ def _from_file(rest: list[str], kind: Any) -> list[str]:
         raise ConfigError("config", "a file that can be read", f"{type(error).__name__}: {error}", remedy) from error
     flags: list[str] = []
     fields = {**kind.model_fields, **dict.fromkeys(Options.__dataclass_fields__)}
+    values.pop("recipe", None)  # of a recipe: where it is from, and what it is to reach
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in fields:

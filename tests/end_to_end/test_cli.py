@@ -8,7 +8,6 @@ import pytest
 
 from shaketable import cli
 from shaketable.cli import VERBS, main
-from shaketable.jobs import config as configs
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_every_option_of_every_verb_is_explained(verb: str, capsys: pytest.Captu
         main([verb, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    kind = getattr(configs, VERBS[verb][0])
+    kind = cli._config_class(verb)
     for name, field in kind.model_fields.items():
         assert field.description, name
         assert f"--{name.replace('_', '-')}" in text or name == "model"

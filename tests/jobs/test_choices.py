@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shaketable.core import PGD, Ball
 from shaketable.core.errors import ConfigError, InputError, ShaketableError
 from shaketable.jobs.choices import choose, parse
-from shaketable.training import AT, LOSSES, SCHEDULES, TRADES, WEIGHTS, MultiStep, awp
+from shaketable.training import AT, AVERAGES, LOSSES, OPTIMISERS, SCHEDULES, TRADES, WEIGHTS, MultiStep, awp
 
 TABLE: dict[str, Any] = {
     "pgd": PGD,
@@ -168,11 +168,11 @@ def test_every_literal_comes_through(arguments: dict[str, Any]) -> None:
     [
         ("trade", "'trade'", "Did you mean 'trades'?"),
         ("tradse(beta=1)", "'tradse'", "Did you mean 'trades'?"),
-        ("zzz", "'zzz'", "Choose from at, trades, module:name, file.py:name."),
-        ("", "''", "Choose from at, trades, module:name, file.py:name."),
+        ("zzz", "'zzz'", "Choose from at, trades, mart, rst, rotation, module:name, file.py:name."),
+        ("", "''", "Choose from at, trades, mart, rst, rotation, module:name, file.py:name."),
         ("trades(betta=1)", "'betta'", "Did you mean 'beta'?"),
         ("at(zz=1)", "'zz'", "Choose from start, attack_mode."),
-        ("TRADES", "'TRADES'", "Choose from at, trades, module:name, file.py:name."),
+        ("TRADES", "'TRADES'", "Choose from at, trades, mart, rst, rotation, module:name, file.py:name."),
     ],
 )
 def test_unknown_names_get_the_nearest(text: str, found: str, remedy: str) -> None:
@@ -187,10 +187,13 @@ def test_unknown_names_get_the_nearest(text: str, found: str, remedy: str) -> No
         ("trades(beta=-1)", LOSSES, InputError, "beta"),
         ("trades(beta='x')", LOSSES, ConfigError, "it"),
         ("pgd(steps=-1)", TABLE, InputError, "steps"),
-        ("awp(gamma=-1)", WEIGHTS, InputError, "radius"),
+        ("awp(gamma=-1)", WEIGHTS, InputError, "gamma"),
         ("awp(steps=0)", WEIGHTS, InputError, "steps"),
-        ("multistep(at=3)", SCHEDULES, ConfigError, "it"),
-        ("multistep(at=('a',))", SCHEDULES, ConfigError, "it"),
+        ("multistep(at=3)", SCHEDULES, InputError, "at"),
+        ("multistep(at=('a',))", SCHEDULES, InputError, "at"),
+        ("rotation(base='fat')", LOSSES, InputError, "base"),
+        ("ema(decay=2)", AVERAGES, InputError, "decay"),
+        ("sgd(momentum=1.0)", OPTIMISERS, InputError, "momentum"),
         ("none(x=1)", TABLE, ConfigError, "it"),
         ("plain(x=1)", TABLE, ConfigError, "it"),
     ],

@@ -14,6 +14,7 @@ from torch import nn
 
 from shaketable import models
 from shaketable.core.errors import InputError, ModelError, ShaketableError
+from shaketable.models.architectures.arguments import ACTIVATIONS
 from shaketable.models.architectures.vit import Attention
 from shaketable.models.spec import assemble
 
@@ -110,6 +111,65 @@ def test_the_small_cnns_norms(norm, kind):
     assert network(torch.rand(2, 3, 8, 12)).shape == (2, 5)
 
 
+DEFAULTS = {name: "gelu" if name == "vit" else "relu" for name in SMALL} | {"resnet18": "mish"}
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models have the same names and the same bits."""
+    first, second = a.state_dict(), b.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_another_activation_is_everywhere_and_changes_no_weight(name, activation):
+    plain, other = (
+        models.build(spec(name, arguments=SMALL[name] | added), 0) for added in ({}, {"activation": activation})
+    )
+    kinds = {type(make()): key for key, make in ACTIVATIONS.items()}
+    found = [[kinds[type(module)] for module in model.modules() if type(module) in kinds] for model in (plain, other)]
+    assert set(found[0]) == {DEFAULTS[name]}
+    assert found[1] == [activation] * len(found[0])
+    assert same_weights(plain, other)
+    x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    same = torch.equal(plain.eval()(x), other.eval()(x))
+    assert same == (activation == DEFAULTS[name])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_acts_in_training_alone(name):
+    plain, dropped = (models.build(spec(name, arguments=SMALL[name] | {"dropout": p}), 0) for p in (0.0, 0.5))
+    if name != "mlp":  # whose layers are numbered, the dropout's too
+        assert same_weights(plain, dropped)
+    x = torch.rand(8, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dropped.eval()(x), plain.eval()(x))
+    state = torch.get_rng_state()
+    plain.train()(x)
+    assert torch.equal(torch.get_rng_state(), state)  # a probability of 0 draws nothing
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = dropped.train()(x), dropped(x)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("small_cnn", "dropout"), ("preact_resnet18", "layer3.1.dropout"), ("resnet18", "dropout")]
+)
+def test_dropout_zeroes_its_share_and_scales_the_rest(name, place):
+    """What goes in is kept divided by 1 - p, or becomes 0, which happens to a share p of what is not 0 already."""
+    network = models.build(spec(name, arguments=SMALL[name] | {"width": 32, "dropout": 0.25}), 0).network.train()
+    pairs = []
+    network.get_submodule(place).register_forward_hook(lambda _, given, out: pairs.append((given[0], out)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network(torch.rand(32, 3, 8, 12))
+    ((before, after),) = pairs
+    kept = after != 0
+    assert torch.allclose(after[kept], before[kept] / 0.75)
+    share = 1 - (kept.sum() / (before != 0).sum()).item()
+    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / int((before != 0).sum()))
+
+
 def test_attention_equals_pytorchs_own():
     ours, theirs = Attention(12, 3).double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
     theirs.load_state_dict(
@@ -186,8 +246,16 @@ BAD_ARGUMENTS = [
     ("mlp", {"width": 0}, "width"),
     ("mlp", {"depth": 10**9}, "depth"),
     ("mlp", {"activation": "swish"}, "activation"),
+    ("small_cnn", {"activation": "leaky-relu"}, "Did you mean 'leaky_relu'"),
+    ("preact_resnet18", {"activation": "GELU"}, "activation"),
+    ("resnet18", {"activation": None}, "activation"),
+    ("vit", {"activation": "gelo"}, "Did you mean 'gelu'"),
     ("mlp", {"dropout": 1.0}, "dropout"),
+    ("small_cnn", {"dropout": -0.1}, "dropout"),
+    ("preact_resnet18", {"dropout": math.nan}, "dropout"),
+    ("preact_resnet18", {"dropout": True}, "dropout"),
     ("small_cnn", {"norm": "layer"}, "norm"),
+    ("small_cnn", {"norm": "groups"}, "Did you mean 'group'"),
     ("small_cnn", {"width": "4"}, "width"),
     ("wide_resnet", {"depth": 30}, "6 k + 4"),
     ("wide_resnet", {"widen": 10**9}, "widen"),

@@ -102,7 +102,7 @@ def test_records_are_those_of_measure_from_the_same_starts_every_time(dataset: M
     model = copy.deepcopy(state.model).eval()
     for name, part in slices.items():
         batch = part.batch(range(len(part)))
-        found = measure(model, batch.x, batch.y, LINF, by=PGD(4), generator=generator(2, "slice", name))
+        found = measure(model, batch.x, batch.y, LINF, by=PGD(4), generator=generator(2, "slice", name, 0))
         record = again.slices[name]
         assert record.n == len(part)
         assert (record.correct, record.robust_correct) == (int(found.correct.sum()), int(found.robust_correct.sum()))
@@ -351,8 +351,9 @@ def test_a_loss_that_explodes_is_an_error_from_before_the_step(dataset: Make, sm
         ({"patience": -1}, "patience"),
         ({"rate": 0.0}, "rate"),
         ({"rate": float("nan")}, "rate"),
-        ({"momentum": 1.0}, "rate"),
-        ({"momentum": -0.1}, "rate"),
+        ({"stop_after": 0}, "stop_after"),
+        ({"stop_after": 2, "select": None}, "stop_after"),
+        ({"share": 1.0}, "share"),
         ({"weight_decay": -1e-4}, "rate"),
     ],
 )
@@ -380,12 +381,12 @@ def test_the_defaults_are_the_papers() -> None:
         plan.epochs,
         plan.batch_size,
         plan.rate,
-        plan.momentum,
+        plan.optimiser,
         plan.weight_decay,
         plan.attack.steps,
         plan.evaluation.steps,
     )
-    assert found == (200, 128, 0.1, 0.9, 5e-4, 10, 20)
+    assert found == (200, 128, 0.1, SGD(momentum=0.9), 5e-4, 10, 20)
     assert (plan.within.norm, plan.within.radius, plan.select) == ("linf", 8 / 255, "validation")
     assert dataclasses.is_dataclass(plan.loss)
     assert plan.loss == AT()

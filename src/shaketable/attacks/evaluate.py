@@ -22,6 +22,7 @@ from .attack import Attack
 from .batches import Batches, batches
 from .evaluation import Counts, Evaluation, findings_of
 from .pgd import PGDAttack
+from .sharing import Share, gathered
 from .twin import quick_twin
 
 Measure = Literal["accuracy", "loss"]
@@ -39,6 +40,7 @@ def evaluate(
     batch_size: int | None = None,
     points: bool = False,
     progress: Callable[[int], None] | None = None,
+    share: Share | None = None,
 ) -> Evaluation:
     """Attack a model's images and say how many it still classifies correctly.
 
@@ -56,6 +58,8 @@ def evaluate(
         batch_size: how many images of a tensor or a Dataset make a batch, 100. Batches that are given stay as they are.
         points: keep the adversarial images; they take as much memory as the images.
         progress: called after each batch with the number of its images.
+        share: processes that share the batches, each every count-th one; all get the whole evaluation, which is the one
+            that a single process makes. Not together with `points`.
 
     What is reported is recomputed from the stored points, by the model itself in a pass of its own: their logits, whether
     they lie in ball, box and mask, their size. Where that contradicts the attack it is a finding, and so are missing
@@ -76,6 +80,8 @@ def evaluate(
     and Foolbox.
     """
     attack = PGDAttack() if attack is None else attack
+    if share is not None and points:
+        raise InputError("points", "False where processes share an evaluation", "True", "Ask for them in one process.")
     _require_usable(model, within, attack, measure)
     fast = getattr(attack, "until_fooled", None) if measure == "accuracy" else None
     device = _device(model)
@@ -83,6 +89,8 @@ def evaluate(
     with torch.inference_mode(False), _kept(model, device):
         plan = _Plan(model, quick_twin(model), attack if fast is None else fast(), fast is not None, measure)
         for index, (images, labels, ball) in enumerate(batches(x, y, within, batch_size)):
+            if share is not None and index % share.count != share.rank:
+                continue
             drawn = generator(seed, "evaluate", index)
             _seed_global(generator(seed, "evaluate", index, "model").initial_seed(), device)
             if device is not None:
@@ -91,6 +99,8 @@ def evaluate(
             parts.append(part if points else replace(part, points=None))
             if progress is not None:
                 progress(len(images))
+    if share is not None and share.count > 1:
+        parts = gathered(share, [_table(part) for part in parts], [_notes(part) for part in parts], _of_table)
     if not parts:
         raise InputError("x", "at least one image", "none", "Check the data set and the split.")
     return _joined(parts, measure)
@@ -108,6 +118,20 @@ class _Part:
     calls: Calls
     counts: Counts
     points: Tensor | None
+
+
+def _table(part: _Part) -> Tensor:
+    columns = (part.clean, part.robust, part.clean_loss, part.adversarial_loss, part.size)
+    return torch.stack([column.cpu().double() for column in columns], 1)
+
+
+def _notes(part: _Part) -> list[int]:
+    return [part.calls.forward, part.calls.backward, *vars(part.counts).values()]
+
+
+def _of_table(table: Tensor, notes: list[int]) -> _Part:
+    clean, robust, loss, worst, size = table.unbind(1)
+    return _Part(clean.bool(), robust.bool(), loss, worst, size, Calls(*notes[:2]), Counts(*notes[2:]), None)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .losses import (
 )
 from .perturb import Gaussian, Objective, Perturbation
 from .perturb import perturb as perturb  # the verb takes the place of its module's name
-from .places import activation, at, from_activation, perturbed, weights
+from .places import activation, at, bare, from_activation, perturbed, weights
 from .seeds import generator
 from .tree import Tree
 
@@ -56,6 +56,7 @@ __all__ = [
     "UnsafeFileError",
     "activation",
     "at",
+    "bare",
     "ce",
     "cross_entropy",
     "difference_of_logits_ratio",

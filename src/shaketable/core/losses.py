@@ -54,7 +54,8 @@ class LogitObjective:
         target: labels (n,) or reference logits (n, k), which `rows` index.
         loss: (logits, target) -> (n,).
         sign: 1, or -1 to lower the loss (targeted attacks).
-        stops: whether examples whose prediction is as wanted are finished: misclassified, or classified as the target.
+        stops: whether examples whose prediction is as wanted are finished: misclassified, or classified as the target (for
+            a target of logits, as their largest).
         start: what an ascent starts from if its caller does not say.
         classes: how many columns the logits need for these labels.
     """
@@ -89,7 +90,7 @@ class LogitObjective:
         value = value if self.sign == 1 else self.sign * value
         if not self.stops:
             return value, None
-        hit = logits.detach().argmax(1) == target
+        hit = logits.detach().argmax(1) == (target if target.dim() == 1 else target.argmax(1))
         return value, hit if self.sign < 0 else ~hit
 
 

@@ -118,6 +118,18 @@ def perturb(
         )
 
 
+def drawn_start(start: Any, origin: Any, within: Any, generator: torch.Generator | None) -> Tree:
+    """The delta that `perturb` would start from, so that a batch that is worked on in parts starts as one that is not.
+
+    Args:
+        start, origin, within, generator: as `perturb` takes them; the generator is advanced as it advances it.
+
+    Checked by tests/core/test_perturb.py.
+    """
+    origin = map_leaves(_own, origin)
+    return _Start(start, origin, constraint(within).on(origin), generator)()
+
+
 class _Start:
     """Makes the start of each restart."""
 

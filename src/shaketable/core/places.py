@@ -2,8 +2,12 @@
 
 Inputs need no help: the origin is x. For weights, `weights` gives the origin and `at` the function; for activations,
 `activation` gives the origin and `from_activation` the function. `perturbed` is the one in-place swap.
+
+A model may be wrapped, by `DistributedDataParallel`, `DataParallel` or `torch.compile`, in any order: every function here
+looks through, and all names are those of the module itself (see `bare`).
 """
 
+import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,6 +21,33 @@ from .seeds import own_random_state
 from .tree import ordinary, require_alike
 
 Select = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module itself, out of `DistributedDataParallel`, `DataParallel` and `torch.compile`, in any order.
+
+    A perturbation must not pass through `DistributedDataParallel`: a gradient by the inputs alone leaves its reducer waiting,
+    so that the next backward pass under `no_sync` is averaged over the processes all the same. Wrappers deeper inside (of
+    a submodule) stay, and so does `SyncBatchNorm`, which in train mode asks the other processes at every pass: with it
+    all of them must take the same number of passes.
+
+    Checked by tests/core/test_parallel_wrappers.py, also with two processes.
+    """
+    return _unwrapped(model)[0]
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:
+    """The bare module, what to call for it (it, compiled where no parallel wrapper is in between), and that one's prefix."""
+    called, prefix = model, ""
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())  # its import is slow
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = called = model.module
+            prefix = ""
+        elif isinstance(model, compiled):
+            model, prefix = model.get_submodule("_orig_mod"), f"{prefix}_orig_mod."
+        else:
+            return model, called, prefix
 
 
 def weights(model: nn.Module, select: Select = "matrices") -> dict[str, Tensor]:
@@ -33,6 +64,7 @@ def weights(model: nn.Module, select: Select = "matrices") -> dict[str, Tensor]:
     """
     if isinstance(select, str) and select not in ("matrices", "all"):
         raise InputError("select", "'matrices', 'all' or a function", repr(select), "Choose one of them.")
+    model = bare(model)
     layers = (m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm))
     apart = {id(p) for layer in layers for p in layer.parameters()}  # of images, these have more than one dimension
 
@@ -54,26 +86,30 @@ def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[...,
     """The model as a function, with some of its tensors replaced, that leaves the model as it is.
 
     Buffers are cloned at each call, so that a train-mode BatchNorm uses the batch's statistics and records nothing. A
-    model in eval mode without replaced tensors is called directly, and so is any callable that is no `nn.Module`.
+    model in eval mode without replaced tensors is called directly, and so is any callable that is no `nn.Module`. Of a
+    `DistributedDataParallel` or `DataParallel` it is always the module inside that is called (see `bare`), on the device of
+    the inputs; a compiled model stays compiled.
 
     Args:
         tensors: name -> tensor, instead of the parameters (or buffers) of that name.
     """
     if not isinstance(model, nn.Module):
         return model
+    own, called, prefix = _unwrapped(model)
     if tensors:
-        named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+        named = (own.named_parameters(remove_duplicate=False), own.named_buffers(remove_duplicate=False))
         known = {name for part in named for name, _ in part}
         if unknown := sorted(set(tensors) - known):
             remedy = "Make them from st.weights(model)."
             raise InputError("tensors", "names of the model's parameters or buffers", f"{unknown[:3]}", remedy)
 
     def call(*inputs: Any) -> Any:
-        training = any(module.training for module in model.modules())
+        training = any(module.training for module in own.modules())
         if not training and not tensors:
-            return model(*inputs)
-        buffers = {name: b.clone() for name, b in model.named_buffers()} if training else {}
-        return functional_call(model, {**buffers, **(tensors or {})}, inputs)
+            return called(*inputs)
+        buffers = {name: b.clone() for name, b in own.named_buffers()} if training else {}
+        replaced = {prefix + name: tensor for name, tensor in {**buffers, **(tensors or {})}.items()}
+        return functional_call(called, replaced, inputs)
 
     return call
 
@@ -84,6 +120,7 @@ def activation(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     Args:
         layer: the name of a module, as in `model.named_modules()`; it must return one tensor and be called once.
     """
+    model = bare(model)  # a compiled one would not see the hook
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -111,7 +148,8 @@ def from_activation(model: nn.Module, layer: str, x: Tensor) -> Callable[[Tensor
         layer: the name of a module.
         x: the inputs whose activations are perturbed; `rows` says which of them the point holds.
     """
-    module, x = _module(model, layer), ordinary(x)
+    model, x = bare(model), ordinary(x)
+    module = _module(model, layer)
 
     def rest(point: Tensor, rows: Tensor | None = None) -> Any:
         calls: list[str] = []
@@ -149,7 +187,7 @@ def perturbed(model: nn.Module, delta: Mapping[str, Tensor]) -> Generator[nn.Mod
 
     Cost: no pass; one copy of the perturbed weights. Checked by tests/core/test_perturbed.py.
     """
-    own = dict(model.named_parameters())
+    own = dict(bare(model).named_parameters())
     for name, v in delta.items():
         if name not in own or own[name].shape != v.shape:
             found = f"{name!r} of shape {tuple(v.shape)}"

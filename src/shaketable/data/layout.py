@@ -81,6 +81,15 @@ def layout(listing: Listing, where: str) -> Layout:
     return _by_class(tuple(sorted(classes)), {None: [(full, name.split("/")[0]) for name, full in images]}, where, None)
 
 
+def loose_images(listing: Listing) -> tuple[str, ...]:
+    """The images of a folder or zip in which all of them lie in no folder and none is named by ImageNet's classes; else none.
+
+    These names tell no classes. Checked by tests/data/test_unlabelled.py.
+    """
+    images = tuple(name for name in listing.files if _is_image(name))
+    return () if any("/" in name or _FLAT.fullmatch(name) for name in images) else images
+
+
 def _is_image(name: str) -> bool:
     *folders, last = name.lower().split("/")
     return last.endswith(SUFFIXES) and not any(folder.endswith(SUFFIXES) for folder in folders)

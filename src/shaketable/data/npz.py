@@ -45,6 +45,15 @@ def load(source: str, wanted: tuple[Part, ...], fit: Fit) -> Dataset:
     return from_arrays(arrays["images"], arrays["labels"], classes=names, name=Path(source).name, fit=fit)
 
 
+def names_in(path: Path) -> tuple[str, ...]:
+    """The names of an .npz's arrays, from its table of contents; none for a file that has no such table."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(info.filename.removesuffix(".npy") for info in archive.infolist())
+    except Exception:  # what is wrong with it is said by who reads it
+        return ()
+
+
 def arrays_in(path: Path, names: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
     """The named arrays of an .npz, checked before they are read, without pickles."""
     try:

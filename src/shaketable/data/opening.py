@@ -51,7 +51,8 @@ def open_dataset(
 
     Args:
         source: "fashion-mnist" (embedded); a folder of idx files, of CIFAR's binary or python batches, of SVHN's
-            ``.mat``, of images, or a zip of images; an ``.npz``; ``torchvision:CLASS:ROOT``; ``hf:FOLDER``.
+            ``.mat``, of images, or a zip of images; an ``.npz``; Carmon et al.'s ``.pickle`` of pseudo-labelled images
+            (a training part alone); ``torchvision:CLASS:ROOT``; ``hf:FOLDER``.
         split: the part; "all" is every part, one after the other. None is the test part, or everything where the
             source has no parts.
         size: side in pixels that images are resized and cropped to; None leaves them. See `Fit`.
@@ -69,11 +70,11 @@ def open_dataset(
     Checked by tests/data/test_opening.py.
     """
     fit = Fit(size, channels, crop)
-    text = _text(source)
+    text = source_text(source)
     if split not in (None, "train", "validation", "test", "all"):
         remedy = nearest(split, ("train", "validation", "test", "all"))
         raise InputError("split", "'train', 'validation', 'test', 'all' or None", repr(split), remedy)
-    loader = _loader(text)
+    loader = loader_of(text)
     parts = loader.parts(text)
     wanted = _wanted(text, parts, split)
     dataset = loader.load(text, wanted, fit)
@@ -106,11 +107,12 @@ def parts_of(source: str | os.PathLike[str]) -> tuple[Part, ...]:
 
     Checked by tests/data/test_opening.py.
     """
-    text = _text(source)
-    return _loader(text).parts(text)
+    text = source_text(source)
+    return loader_of(text).parts(text)
 
 
-def _text(source: str | os.PathLike[str]) -> str:
+def source_text(source: str | os.PathLike[str]) -> str:
+    """A source as a text; raises InputError unless it is one, or a path."""
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip():
         remedy = "Pass a path, or 'fashion-mnist'."
@@ -134,7 +136,12 @@ def _wanted(source: str, parts: tuple[Part, ...], split: Split | None) -> tuple[
     return (part,)
 
 
-def _loader(source: str) -> Loader:
+def loader_of(source: str) -> Loader:
+    """The first loader that recognises a source.
+
+    Raises:
+        DataError: as `open_dataset`, for a source that is not found or not understood.
+    """
     from . import EMBEDDED, LOADERS
 
     path = Path(source)

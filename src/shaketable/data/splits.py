@@ -49,14 +49,15 @@ class Splits:
         Anything but 0 is a leak: a copy that was trained on counts as generalisation. Labels are not compared. Every
         image is read once (and decoded, if it is in a file); then it is remembered.
         """
-        digests = {name: _digests(data) for name, data in self.sets.items()}
-        known = {name: set(found) for name, found in digests.items()}
-        pairs = [("train", "validation"), ("train", "test"), ("validation", "test")]
-        return {
-            f"{first}/{second}": sum(digest in known[first] for digest in digests[second])
-            for first, second in pairs
-            if first in digests and second in digests
-        }
+        return overlaps(self.sets, [("train", "validation"), ("train", "test"), ("validation", "test")])
+
+
+def overlaps(sets: dict[str, Dataset], pairs: list[tuple[str, str]]) -> dict[str, int]:
+    """For each pair of sets that are there, how many images of the second are, pixel for pixel, also in the first."""
+    there = [(first, second) for first, second in pairs if first in sets and second in sets]
+    digests = {name: _digests(sets[name]) for name in dict.fromkeys(name for pair in there for name in pair)}
+    known = {first: set(digests[first]) for first, _ in there}
+    return {f"{first}/{second}": sum(digest in known[first] for digest in digests[second]) for first, second in there}
 
 
 def split(

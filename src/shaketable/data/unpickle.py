@@ -9,15 +9,18 @@ import io
 import math
 import pickle
 import pickletools
-from typing import Any, final
+import sys
+from pathlib import Path
+from typing import IO, Any, final
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from ..core.errors import DataError, UnsafeFileError
 
 MAX_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 32
 _REFUSED = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER")
 _REMEDY = "Do not use this file; fetch the data set from its own site."
 
@@ -33,23 +36,54 @@ def unpickled(content: bytes, where: str) -> dict[str, Any]:
 
     Checked by tests/data/test_unpickle.py.
     """
-    if len(content) > MAX_BYTES:
-        raise UnsafeFileError(where, f"at most {MAX_BYTES} bytes", f"{len(content)} bytes", _REMEDY)
+    _limit(len(content), MAX_BYTES, where)
+    return _dict_in(io.BytesIO(content), where, _UINT8)
+
+
+def unpickled_file(path: Path) -> dict[str, Any]:
+    """As `unpickled`, for a large file, with arrays of signed whole numbers too (as tensors of their own dtype).
+
+    The file is read twice: looked through, then loaded. Memory: twice the largest array, while that is made.
+
+    Raises:
+        UnsafeFileError, DataError: as `unpickled`; the limit is 4 GiB. DataError too for a file that cannot be read.
+
+    Checked by tests/data/test_pseudolabelled.py.
+    """
     try:
-        _scan(content, where)
-        value = _Unpickler(content, where).load()
+        with path.open("rb") as stream:
+            _limit(stream.seek(0, io.SEEK_END), MAX_FILE_BYTES, str(path))
+            stream.seek(0)
+            return _dict_in(stream, str(path), _WHOLE)
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise DataError(str(path), "a readable file", found, "Check the path and its rights.") from error
+
+
+def _limit(size: int, limit: int, where: str) -> None:
+    if size > limit:
+        raise UnsafeFileError(where, f"at most {limit} bytes", f"{size} bytes", _REMEDY)
+
+
+def _dict_in(stream: IO[bytes], where: str, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
+    """The dict in a stream, from where it stands; arrays may be of these dtypes alone."""
+    try:
+        start = stream.tell()
+        _scan(stream, where)
+        stream.seek(start)
+        value = _Unpickler(stream, where).load()
         if not isinstance(value, dict):
             found = f"a {type(value).__name__.lstrip('_')}"
             raise DataError(where, "a pickled dict, as CIFAR's batches", found, "Give another file.")
-        return {_text(key): _plain(item, where) for key, item in value.items()}
-    except (DataError, UnsafeFileError):
+        return {_text(key): _plain(item, where, dtypes) for key, item in value.items()}
+    except (DataError, UnsafeFileError, OSError):
         raise
     except Exception as error:  # the pickle machine fails on damaged bytes in whatever way they lead to
         found = f"{type(error).__name__}: {error}"[:120]
         raise DataError(where, "a whole pickle file", found, "Fetch or unpack the file again.") from error
 
 
-def _scan(content: bytes, where: str) -> None:
+def _scan(content: IO[bytes], where: str) -> None:
     """Refuse opcodes that make objects, and memo numbers that would make the machine allocate gigabytes."""
     for steps, (code, argument, _) in enumerate(pickletools.genops(content)):
         if code.name in _REFUSED:
@@ -60,8 +94,8 @@ def _scan(content: bytes, where: str) -> None:
 
 @final
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, where: str) -> None:
-        super().__init__(io.BytesIO(content), encoding="latin1")
+    def __init__(self, stream: IO[bytes], where: str) -> None:
+        super().__init__(stream, encoding="latin1")
         self.where = where
 
     def find_class(self, module: str, name: str) -> Any:
@@ -73,13 +107,15 @@ class _Unpickler(pickle.Unpickler):
 
 @final
 class _DType:
-    """Stands for `numpy.dtype`: keeps the type's code, ignores byte order and alignment."""
+    """Stands for `numpy.dtype`: keeps the type's code and byte order, ignores its alignment."""
+
+    order: Any = "="
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = _text(code)
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.order = _text(state[1])
 
 
 @final
@@ -123,9 +159,9 @@ def _text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, dtypes: dict[str, torch.dtype]) -> Any:
     if isinstance(value, _Array):
-        return _tensor(value, where)
+        return _tensor(value, where, dtypes)
     if isinstance(value, bytes):
         return _text(value)
     if isinstance(value, (list, tuple)):
@@ -133,15 +169,27 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _tensor(array: _Array, where: str) -> UInt8[Tensor, "..."]:
+_UINT8 = {"u1": torch.uint8, "uint8": torch.uint8}
+_WHOLE = _UINT8 | {"i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64}
+_FOREIGN = ">" if sys.byteorder == "little" else "<"
+
+
+def _tensor(array: _Array, where: str, dtypes: dict[str, torch.dtype]) -> Shaped[Tensor, "..."]:
     _, shape, dtype, fortran, raw = array.state[-5:]
+    array.state = ()  # so that the bytes are freed as soon as they are copied
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    if not isinstance(dtype, _DType) or dtype.code not in ("u1", "|u1", "uint8"):
+    kind = dtypes.get(dtype.code.lstrip("|<")) if isinstance(dtype, _DType) else None
+    if kind is None:
         found = f"dtype {getattr(dtype, 'code', dtype)!r}"[:80]
-        raise DataError(where, "arrays of uint8", found, "Give CIFAR's own batches, or save the arrays as .npz.")
+        expected = "arrays of uint8" if dtypes is _UINT8 else "arrays of uint8 or signed whole numbers"
+        raise DataError(where, expected, found, "Give CIFAR's own batches, or save the arrays as .npz.")
     shape = tuple(int(length) for length in shape)
-    if min(shape, default=0) < 1 or not isinstance(raw, (bytes, bytearray)) or math.prod(shape) != len(raw):
+    need = math.prod(shape) * kind.itemsize
+    if min(shape, default=0) < 1 or not isinstance(raw, (bytes, bytearray)) or need != len(raw):
         found = f"{len(raw)} bytes for the shape {shape}"
         raise DataError(where, "as many bytes as the shape tells", found, "Fetch or unpack the file again.")
     flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    if dtype.order == _FOREIGN and kind.itemsize > 1:
+        flat = flat.view(-1, kind.itemsize).flip(1).flatten()
+    flat = flat.view(kind)
     return flat.view(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous() if fortran else flat.view(shape)

@@ -1,104 +1,15 @@
-"""What each verb is told: frozen configs, the same from the command line, from a file and from Python."""
+"""The configs of the verbs: frozen, checked, and the source of the command line's flags."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Literal
 
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from ..core.errors import ConfigError
+from .settings import Fraction, Norm, Settings
+from .train_config import TrainConfig
 
-
-def number(text: Any) -> float:
-    """A number, also as a fraction: "8/255"."""
-    if not isinstance(text, str):
-        return text
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / float(below) if below else float(above)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError("number", "a number or a fraction such as 8/255", repr(text), "Write it so.") from error
-
-
-Fraction = Annotated[
-    float, BeforeValidator(number), tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="FLOAT|FRACTION", instance_from_str=lambda texts: number(texts[0]),
-        is_instance=lambda value: isinstance(value, int | float), str_from_instance=lambda value: [f"{value:g}"],
-    )
-]  # fmt: skip
-"""A float that may be written as a fraction."""
-
-Norm = Literal["linf", "l2", "l1", "l0"]
-
-
-class Settings(BaseModel):
-    """What all verbs take."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    seed: int = 0
-    """Of everything that is drawn."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto: the first accelerator there is, else cpu."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; numbers are bit-identical only with equal threads. Default: PyTorch's choice."""
-
-
-class TrainConfig(Settings):
-    """Train a model that holds: adversarial training, with or without adversarial weight perturbation."""
-
-    data: str = "fashion-mnist"
-    """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
-    train_count: int | None = Field(None, ge=2)
-    """Images to train on, drawn by class. Default: all but the validation images."""
-    validation_count: int = Field(500, ge=0)
-    """Images held out of the training set, on which the best epoch is chosen."""
-    test_count: int | None = Field(None, ge=1)
-    """Images of the test set to report on. Default: all."""
-    architecture: str = "small_cnn"
-    """small_cnn, mlp, preact_resnet18, wide_resnet(depth=34, widen=10), resnet18, vit, or your own file.py:name."""
-    mean: tuple[float, ...] | None = None
-    """Of the channels, for the model's first layer. Default: measured on the training images."""
-    std: tuple[float, ...] | None = None
-    """Of the channels, for the model's first layer. Default: measured on the training images."""
-    loss: str = "at"
-    """at, trades(beta=6), or your own file.py:name."""
-    weights: str = "none"
-    """Weight perturbation: none, awp(gamma=0.01, warmup=0)."""
-    norm: Norm = "linf"
-    """Of the perturbation of the inputs."""
-    eps: Fraction = Field(8 / 255, ge=0)
-    """Its radius, for inputs in [0, 1]."""
-    attack: str = "pgd(steps=10)"
-    """While training; step is in units of eps."""
-    epochs: int = Field(200, ge=1)
-    """Passes over the training images."""
-    batch_size: int = Field(128, ge=1)
-    """Images a step."""
-    rate: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of SGD."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Of SGD, on all parameters."""
-    schedule: str = "multistep"
-    """multistep(at=(0.5, 0.75), factor=0.1), constant, or your own file.py:name."""
-    augment: str = "none"
-    """none, crop_flip(pad=4), or your own file.py:name."""
-    evaluate_every: int = Field(5, ge=1)
-    """Epochs between two evaluations of the learning curves."""
-    evaluation: str = "pgd(steps=20)"
-    """The attack of the learning curves and of the final numbers."""
-    curve_count: int = Field(500, ge=1)
-    """At most so many images of each split for the learning curves; the final numbers use all."""
-    select: Literal["validation", "test", "last"] = "validation"
-    """Which split decides the best epoch; "test" is the papers' way, and is marked in the report."""
-    save_every: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds between two checkpoints."""
-    out: Path = Path("runs/train")
-    """The run's folder."""
-    resume: bool = False
-    """Go on with the run in --out, if there is one."""
+__all__ = ["DemoConfig", "EvaluateConfig", "TrainConfig"]
 
 
 class EvaluateConfig(Settings):

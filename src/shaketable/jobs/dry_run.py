@@ -11,7 +11,8 @@ import torch
 
 from ..attacks import evaluate
 from ..runs import duration
-from .config import DemoConfig, EvaluateConfig, Settings, TrainConfig
+from .config import DemoConfig, EvaluateConfig, TrainConfig
+from .settings import Settings
 
 STEPS = 4  # timed, after one that is not
 
@@ -59,30 +60,31 @@ def estimate(config: Settings) -> Estimate:
 def _training(config: TrainConfig, extra: int = 0) -> Estimate:
     """Steps, with the perturbation of the weights, the learning curves, the test images, and `extra` evaluated images."""
     from ..core import generator
-    from ..training import evaluate_slices, steps_of, train_step
+    from ..training import evaluate_slices, train_step
     from .train import prepare_training
 
     prepared = prepare_training(config)
     plan, state, data = prepared.plan, prepared.state, prepared.splits.train
     model = copy.deepcopy(state.model).train()
-    optimiser = torch.optim.SGD(model.parameters(), plan.rate, momentum=plan.momentum)
-    rows = torch.arange(min(plan.batch_size, len(data)))
+    optimiser = plan.optimiser([p for p in model.parameters() if p.requires_grad], plan.rate, plan.weight_decay)
+    rows = torch.arange(min(plan.batch_size, len(data)))  # pseudo-labelled images cost what labelled ones do
     times: list[float] = []
     for k in range(STEPS + 1):
         began = time.perf_counter()
         batch = data.batch(rows).to(prepared.ground.device)
         train_step(
             model, optimiser, plan.loss, batch.x, batch.y, within=plan.within, by=plan.attack, weights=plan.weights,
-            generator=generator(plan.seed, "dry run", k),
+            generator=generator(plan.seed, "dry run", k), update=plan.update, labels=plan.labels,
         )  # fmt: skip
         times.append(time.perf_counter() - began)
     small = {name: part.take(torch.arange(min(64, len(part)))) for name, part in prepared.slices.items()}
     began = time.perf_counter()
-    evaluate_slices(model, plan, small)
+    evaluate_slices(getattr(model, "plain", model), plan, small)
     an_image = (time.perf_counter() - began) / sum(map(len, small.values()))
     measured = -(-plan.epochs // plan.evaluate_every) * sum(map(len, prepared.slices.values()))
     measured += 2 * len(prepared.splits.test) + extra
-    steps, step = plan.epochs * steps_of(len(data), plan.batch_size), statistics.median(times[1:])
+    extra_count = None if prepared.unlabelled is None else len(prepared.unlabelled)
+    steps, step = plan.epochs * plan.batches(len(data), extra_count).steps, statistics.median(times[1:])
     return Estimate(steps * step + measured * an_image, _memory(prepared.ground.device), steps, step)
 
 

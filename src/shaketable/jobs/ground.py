@@ -1,8 +1,9 @@
 """What every job stands on: a device, threads, a clock; and how it ends: a report in a folder."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import torch
 from ..core.errors import ConfigError
 from ..report import Report, write_html, write_json
 from ..runs.progress import Stage
-from .config import Settings
+from ..training.joining import joined
+from ..training.processes import Alone, Processes
+from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Where and since when a job runs."""
+    """Where and since when a job runs, and the processes that share it."""
 
     device: torch.device
+    processes: Processes = Alone()
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -43,6 +47,19 @@ def prepare(settings: Settings) -> Ground:
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return Ground(device)
+
+
+@contextmanager
+def on_ground(settings: Settings) -> Generator[Ground]:
+    """The same, with the processes that `torchrun` started, if it did.
+
+    Raises:
+        ConfigError, ProcessError: see `prepare` and `training.joined`.
+    """
+    ground = prepare(settings)
+    with joined(ground.device) as processes:
+        device = torch.device("cuda", torch.cuda.current_device()) if ground.device.type == "cuda" else ground.device
+        yield replace(ground, device=device if processes.count > 1 else ground.device, processes=processes)
 
 
 def counted(stage: Stage) -> Callable[[int], None]:

@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 
-from ..core import PGD, Ball, ConfigError
-from ..data import CropFlip, Dataset, Splits, open_parts, split
+from ..core import ConfigError, DataError
+from ..data import Dataset, Splits, open_dataset, open_parts, overlaps, split
 from ..files import write_atomically
 from ..models import ModelSpec, build
 from ..models import save as save_model
 from ..report import Report, environment
 from ..runs import Driven, Progress, Quiet, drive
-from ..training import LOSSES, SCHEDULES, WEIGHTS, Epoch, Plan, State, Step, begin, steps_of
-from .choices import choose, spec_for
-from .config import TrainConfig
-from .ground import Ground, begins, config_of, prepare
-
-ASCENTS = {"pgd": PGD}
-AUGMENTS: dict[str, Any] = {"none": lambda: None, "crop_flip": CropFlip}
+from ..training import Epoch, Plan, Processes, State, Step, begin
+from .choices import spec_for
+from .fine_tune import Begun, begin_from, statistics_of
+from .ground import Ground, begins, config_of, on_ground, prepare
+from .train_config import TrainConfig
+from .train_plan import plan_of
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,42 @@ class Prepared:
     plan: Plan
     state: State
     slices: dict[str, Dataset]
+    unlabelled: Dataset | None
+    begun: Begun | None
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the work."""
+        return self.ground.processes
+
+    @property
+    def leaks(self) -> dict[str, int]:
+        """Pairs of sets, and how many images of the second are in the first too, where there are some."""
+        found = dict(self.splits.overlap)
+        if self.unlabelled is not None:
+            sets = {"pseudo-labelled": self.unlabelled, **self.splits.sets}
+            found |= overlaps(sets, [("pseudo-labelled", "validation"), ("pseudo-labelled", "test")])
+        return {pair: count for pair, count in found.items() if count}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of all data that is used."""
+        more = {} if self.unlabelled is None else {"pseudo-labelled.content": self.unlabelled.fingerprint}
+        return self.splits.hashes | more
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on with; device and threads are the machine's."""
         config = {key: value for key, value in config_of(self.config).items() if key not in ("device", "threads")}
-        return {"config": config, "data": self.splits.hashes}
+        begun = {} if self.begun is None else {"init": self.begun.sha256}
+        return {"config": config, "data": self.hashes} | begun
 
     @property
     def machine(self) -> dict[str, Any]:
         """What it should have in common for the same bits."""
         facts = environment(device=str(self.ground.device))
-        return {key: facts[key] for key in ("shaketable", "torch", "machine", "cpu capability", "threads", "device")}
+        kept = {key: facts[key] for key in ("shaketable", "torch", "machine", "cpu capability", "threads", "device")}
+        return kept | {"processes": self.processes.count}
 
 
 @dataclass(frozen=True)
@@ -63,13 +86,14 @@ class Trained:
         return self.prepared.state
 
 
-def prepare_training(config: TrainConfig) -> Prepared:
+def prepare_training(config: TrainConfig, ground: Ground | None = None) -> Prepared:
     """Everything a training needs, checked, before anything is written.
 
     Raises:
         ShaketableError: whatever in the config cannot be.
     """
-    ground = prepare(config)
+    ground = ground or prepare(config)
+    plan = plan_of(config)
     parts = open_parts(config.data)
     splits = split(
         parts.train, parts.test, train_count=config.train_count, validation_count=config.validation_count,
@@ -78,26 +102,38 @@ def prepare_training(config: TrainConfig) -> Prepared:
     if config.select == "validation" and splits.validation is None:
         remedy = "Set validation_count, or select the last epoch with --select last."
         raise ConfigError("select", "a validation split to select on", "validation_count 0", remedy)
-    spec = _spec(config, splits.train)
-    plan = _plan(config)
-    state = begin(build(spec, config.seed).to(ground.device), plan)
+    unlabelled = _unlabelled(config, splits.train)
+    spec, begun = _spec(config, splits.train), None
+    model = build(spec, config.seed)
+    if config.init is not None:
+        begun = begin_from(config.init, model, spec, trust=config.trust)
+    sample = splits.train.batch(torch.arange(min(4, len(splits.train)))).to(ground.device)
+    state = begin(model.to(ground.device), plan, sample.x)
     slices = {name: _head(part, config.curve_count) for name, part in splits.sets.items()}
-    return Prepared(config, ground, splits, spec, plan, state, slices)
+    return Prepared(config, ground, splits, spec, plan, state, slices, unlabelled, begun)
 
 
-def train(config: TrainConfig, *, progress: Progress | None = None, label: str = "train") -> Trained:
+def train(
+    config: TrainConfig, *, progress: Progress | None = None, label: str = "train", ground: Ground | None = None
+) -> Trained:
     """Train in the config's folder, from its checkpoint if asked to, and write best.safetensors and last.safetensors.
+
+    Args:
+        ground: with the processes that share the work; the first of them writes.
 
     Raises:
         Interrupted: the user stopped it; it can be resumed.
-        DivergenceError, CheckpointError, StorageError, ConfigError: see there.
+        DivergenceError, CheckpointError, StorageError, ConfigError, ProcessError: see there.
     """
     new = begins(config.out, resume=config.resume)
-    prepared = prepare_training(config)
-    if new:
+    prepared = prepare_training(config, ground)
+    first = prepared.processes.rank == 0
+    prepared.processes.barrier()  # none has looked at the folder after another wrote to it
+    if new and first:
         text = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True)
         write_atomically(config.out / "config.json", text.encode())
-    steps = steps_of(len(prepared.splits.train), config.batch_size)
+    train_set, extra = prepared.splits.train, prepared.unlabelled
+    steps = prepared.plan.batches(len(train_set), None if extra is None else len(extra)).steps
     with (progress or Quiet()).stage(label, config.epochs * steps) as stage:
 
         def show(event: Step | Epoch) -> None:
@@ -107,29 +143,32 @@ def train(config: TrainConfig, *, progress: Progress | None = None, label: str =
                 stage.update(event.epoch * steps, _note(event))
 
         driven = drive(
-            prepared.state, prepared.plan, prepared.splits.train, prepared.slices, folder=config.out,
-            spec=prepared.spec, identity=prepared.identity, machine=prepared.machine, save_every=config.save_every,
-            show=show,
+            prepared.state, prepared.plan, train_set, prepared.slices, folder=config.out, spec=prepared.spec,
+            identity=prepared.identity, machine=prepared.machine, save_every=config.save_every, show=show,
+            unlabelled=extra, processes=prepared.processes,
         )  # fmt: skip
     trained = Trained(prepared, driven, config.out)
     for name, model in final_models(trained):
         facts = {"epoch": prepared.state.epoch if name == "last" else prepared.state.best_epoch, "which": name}
-        save_model(config.out / f"{name}.safetensors", model, prepared.spec, facts=facts)
+        if first:
+            save_model(config.out / f"{name}.safetensors", model, prepared.spec, facts=facts)
     return trained
 
 
 def final_models(trained: Trained) -> Iterator[tuple[str, torch.nn.Module]]:
     """The last and, if there is a rule for it, the best model, in eval mode: one and the same module, loaded in turn."""
     state = trained.state
-    model = state.model.eval()
-    last = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    model = state.plain.eval()
+    kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     try:
+        if state.last:
+            model.load_state_dict(state.last)
         yield "last", model
         if state.best:
             model.load_state_dict(state.best)
             yield "best", model
     finally:
-        model.load_state_dict(last)
+        model.load_state_dict(kept)
 
 
 def run(config: TrainConfig, *, progress: Progress | None = None) -> Report:
@@ -139,8 +178,28 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> Report:
     """
     from .train_report import report
 
-    trained = train(config, progress=progress)
-    return report(trained, progress=progress)
+    with on_ground(config) as ground:
+        trained = train(config, progress=progress, ground=ground)
+        return report(trained, progress=progress)
+
+
+def _unlabelled(config: TrainConfig, train_set: Dataset) -> Dataset | None:
+    """The pseudo-labelled images, if they fit the labelled ones."""
+    if config.unlabelled is None:
+        return None
+    data = open_dataset(config.unlabelled, split="all")
+
+    def form(part: Dataset) -> str:
+        return f"{part.channels} channels of {part.size[0]} x {part.size[1]} and {len(part.classes)} classes"
+
+    if form(data) != form(train_set):
+        expected, found = f"{form(train_set)}, as the labelled images", form(data)
+        raise DataError(str(config.unlabelled), expected, found, "Make them by `shaketable pseudolabel`.")
+    if data.classes != train_set.classes:
+        expected, found = f"the classes {train_set.classes[:3]}...", f"{data.classes[:3]}..."
+        remedy = "Use the labels of a model whose classes have these names, in this order."
+        raise DataError(str(config.unlabelled), expected, found, remedy)
+    return data
 
 
 def _spec(config: TrainConfig, train_set: Dataset) -> ModelSpec:
@@ -148,6 +207,8 @@ def _spec(config: TrainConfig, train_set: Dataset) -> ModelSpec:
     mean, std = config.mean, config.std
     if (mean is None) != (std is None):
         raise ConfigError("mean, std", "both or neither", "one of them", "Give both, or leave both to be measured.")
+    if (mean is None or std is None) and config.init is not None:
+        mean, std = statistics_of(config.init) or (None, None)
     if mean is None or std is None:
         mean, std = _statistics(train_set)
     return spec_for(config.architecture, train_set, mean=mean, std=std)
@@ -165,34 +226,6 @@ def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
     return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in std.tolist())
-
-
-def _plan(config: TrainConfig) -> Plan:
-    loss, evaluation = choose(config.loss, LOSSES, "loss"), choose(config.evaluation, ASCENTS, "evaluation")
-    missing = [name for name in ("start", "attack_mode", "inner", "outer", "weights") if not hasattr(loss, name)]
-    if missing:
-        found = f"{type(loss).__name__} without {', '.join(missing)}"
-        raise ConfigError("loss", "what shaketable.training.RobustLoss describes", found, "Give it these, as AT does.")
-    if not isinstance(evaluation, PGD):
-        remedy = "Evaluate with pgd(...); another attack is for `shaketable evaluate --attack`."
-        raise ConfigError("evaluation", "pgd(...)", type(evaluation).__name__, remedy)
-    return Plan(
-        loss=loss,
-        weights=choose(config.weights, WEIGHTS, "weights"),
-        within=Ball(config.norm, config.eps, box=(0.0, 1.0)),
-        attack=choose(config.attack, ASCENTS, "attack"),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        rate=config.rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        schedule=choose(config.schedule, SCHEDULES, "schedule"),
-        augment=choose(config.augment, AUGMENTS, "augment"),
-        evaluate_every=config.evaluate_every,
-        evaluation=evaluation,
-        select=None if config.select == "last" else config.select,
-        seed=config.seed,
-    )
 
 
 def _head(data: Dataset, count: int) -> Dataset:

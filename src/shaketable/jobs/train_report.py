@@ -1,91 +1,66 @@
-"""The report of a training: learning curves, and the best and the last model on the test split."""
+"""The report of a training: learning curves, and the best and the last model on whole splits."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..attacks import Evaluation, PGDAttack, evaluate
-from ..core import PGD
 from ..report import (
     Chart,
     Finding,
     Hashes,
+    Metric,
     Report,
     Section,
     Series,
     Table,
     elapsed_since,
     environment,
-    rate_metric,
     verdict_of,
 )
-from ..runs import Progress, Quiet
-from ..stats import Rate
+from ..runs import Progress
+from ..stats import Mean, Rate
 from ..training import Epoch
-from .config import TrainConfig
+from .finals import Final, accuracies, evaluate_final, final_metrics, overfitting, robust_gap
 from .ground import config_of
-from .train import Trained, final_models
+from .train import Trained
+from .train_config import TrainConfig
 
 STYLES: dict[str, Literal["solid", "dash", "dot"]] = {"train": "dot", "validation": "dash", "test": "solid"}
-
-
-@dataclass(frozen=True)
-class Final:
-    """A trained model on the whole test split."""
-
-    which: str
-    epoch: int
-    evaluation: Evaluation
-    sha256: str
-
-
-def evaluate_final(trained: Trained, *, progress: Progress | None = None, label: str = "evaluate") -> list[Final]:
-    """The last model, and the best where there is a rule for it, on the test split, by the plan's evaluation attack."""
-    from ..models import fingerprint
-
-    plan, state, data = trained.prepared.plan, trained.state, trained.prepared.splits.test
-    finals: list[Final] = []
-    with (progress or Quiet()).stage(label, 1 + bool(state.best)) as stage:
-        for which, model in final_models(trained):
-            done = evaluate(
-                model, data, within=plan.within, attack=attack_of(plan.evaluation), seed=plan.seed,
-            )  # fmt: skip
-            epoch = state.epoch if which == "last" else (state.best_epoch or state.epoch)
-            finals.append(Final(which, epoch, done, fingerprint(model)))
-            stage.update(len(finals), f"{which}: robust accuracy {done.robust}")
-    return finals
-
-
-def attack_of(by: PGD) -> PGDAttack:
-    """The ascent of the learning curves as an attack: the same steps, restarts and start."""
-    return PGDAttack(steps=by.steps, step=by.step, restarts=by.restarts, momentum=by.momentum, keep=by.keep)
 
 
 def report(trained: Trained, *, progress: Progress | None = None) -> Report:
     """Evaluate the final models and put everything into a report."""
     finals = evaluate_final(trained, progress=progress)
     prepared, config = trained.prepared, trained.prepared.config
-    notes = findings(trained)
-    last = finals[0]
-    best = finals[-1]
+    notes = (*findings(trained), *_doubts(finals))
+    metrics = final_metrics(finals)
     return Report(
         verb="train",
         title=f"Training of {config.architecture} on {prepared.splits.train.name}",
-        summary=(*_sentences(config, finals), *_gap_sentence(trained)),
+        summary=(*_sentences(config, finals), *_gap_sentences(finals)),
         verdict=verdict_of(notes),
-        headline=tuple(
-            rate_metric(f"{name} accuracy, {f.which} epoch", rate, note=f"epoch {f.epoch}")
-            for f in dict.fromkeys((best, last))
-            for name, rate in (("Robust", f.evaluation.robust), ("Clean", f.evaluation.clean))
-        ),
+        headline=tuple(m for f in reversed(finals) for m in accuracies(f)),
         findings=notes,
-        sections=(final_section(config, finals), curve_section({"model": trained.state.history}, clean=True)),
+        sections=(
+            final_section(config, finals, metrics),
+            curve_section({"model": trained.state.history}, clean=True),
+        ),
         command=f"shaketable train --config {config.out}/config.json",
         config=config_of(config),
         environment=environment(device=str(prepared.ground.device)),
         seeds={"seed": config.seed},
-        hashes=Hashes(models={f.which: f.sha256 for f in finals}, splits=prepared.splits.hashes),
+        hashes=Hashes(models={f.which: f.sha256 for f in finals}, splits=prepared.hashes),
         volatile=elapsed_since(prepared.ground.started, extra={"folder": str(trained.folder)}),
+    )
+
+
+def _doubts(finals: Sequence[Final]) -> tuple[Finding, ...]:
+    """What the evaluations themselves found suspicious."""
+    return tuple(
+        Finding(level=f.level, code=f.code, message=f"{final.which} model, {part} images: {f.message}", remedy=f.remedy)
+        for final in finals
+        for part, done in (("test", final.test), ("training", final.train))
+        if done is not None
+        for f in done.findings
     )
 
 
@@ -113,25 +88,29 @@ def findings(trained: Trained) -> tuple[Finding, ...]:
     if config.select == "test":
         message = "The best epoch was chosen on the test split, as the papers do; its numbers are optimistic."
         add("warning", "selected-on-test", message, "Use --select validation for a number to quote.")
-    leaks = {pair: n for pair, n in trained.prepared.splits.overlap.items() if n}
-    if leaks:
+    if leaks := trained.prepared.leaks:
         message = f"Some images are in two splits: {', '.join(f'{pair} {n}' for pair, n in leaks.items())}."
         add("finding", "overlap", message, "Remove the copies; accuracies on them are memory.")
     return tuple(made)
 
 
-def final_section(config: TrainConfig, finals: list[Final]) -> Section:
-    """Clean and robust accuracy of the best and the last epoch."""
+def final_section(config: TrainConfig, finals: Sequence[Final], metrics: tuple[Metric, ...] = ()) -> Section:
+    """Accuracies and robust loss of the best and the last epoch."""
     rows: tuple[Any, ...] = tuple(
-        (f.which, f.epoch, f.evaluation.clean, f.evaluation.robust) for f in reversed(finals)
-    )  # fmt: skip
-    table = Table(
-        title="On the whole test split",
-        columns=("Model", "Epoch", "Clean accuracy", "Robust accuracy"),
-        rows=rows,
-        note=f"Attack: {config.evaluation}, {config.norm} {config.eps:.4g}. 95 % Wilson intervals over the images.",
+        (f.which, f.epoch, part, done.clean, done.robust, done.adversarial_loss)
+        for f in reversed(finals)
+        for part, done in (("test", f.test), ("training", f.train))
+        if done is not None
     )
-    return Section(title="The trained model", tables=(table,))
+    table = Table(
+        title="On whole splits",
+        columns=("Model", "Epoch", "Images", "Clean accuracy", "Robust accuracy", "Robust loss"),
+        rows=rows,
+        note=f"Attack: {config.evaluation}, {config.norm} {config.eps:.4g}, every image to the attack's end, as the papers "
+        "test; `shaketable evaluate` counts an image as lost at the first step that fools the model. 95 % intervals over "
+        "the images: Wilson for rates, Student for losses.",
+    )
+    return Section(title="The trained model", metrics=metrics, tables=(table,))
 
 
 def curve_section(histories: dict[str, list[Epoch]], text: str = "", *, clean: bool = False) -> Section:
@@ -175,10 +154,10 @@ def _curves(histories: dict[str, list[Epoch]], kind: str, *, rates: bool) -> Cha
     )  # fmt: skip
 
 
-def _sentences(config: TrainConfig, finals: list[Final]) -> tuple[str, ...]:
+def _sentences(config: TrainConfig, finals: Sequence[Final]) -> tuple[str, ...]:
     lines: list[str] = []
     for final in reversed(finals):
-        done = final.evaluation
+        done = final.test
         lines.append(
             f"The {final.which} model (epoch {final.epoch}) is right on {100 * done.clean.value:.1f} % of {done.clean.n} "
             f"test images, and stays right on {100 * done.robust.value:.1f} % under {config.evaluation} "
@@ -187,16 +166,14 @@ def _sentences(config: TrainConfig, finals: list[Final]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def robust_gap(history: list[Epoch]) -> float:
-    """The robust loss on test images minus that on training images, at the last evaluation; NaN if there is none."""
-    measured = [epoch for epoch in history if "test" in epoch.slices and "train" in epoch.slices]
-    if not measured:
-        return math.nan
-    return measured[-1].slices["test"].robust_loss - measured[-1].slices["train"].robust_loss
+def _gap_sentences(finals: Sequence[Final]) -> tuple[str, ...]:
+    lines: list[str] = []
+    if (gap := robust_gap(finals)) is not None:
+        lines.append(f"The robust generalisation gap at the last epoch is {_ends(gap)} in loss (test minus training).")
+    if (rise := overfitting(finals)) is not None and finals[0].epoch != finals[-1].epoch:
+        lines.append(f"From the best epoch to the last the robust test loss has changed by {_ends(rise, '+')}.")
+    return tuple(lines)
 
 
-def _gap_sentence(trained: Trained) -> tuple[str, ...]:
-    gap = robust_gap(trained.state.history)
-    if math.isnan(gap):
-        return ()
-    return (f"The robust generalisation gap at the last epoch is {gap:.3f} in loss (test minus train).",)
+def _ends(value: Mean, sign: str = "") -> str:
+    return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"

@@ -65,7 +65,7 @@ def load(
     Checked by tests/models/test_checkpoint.py.
     """
     names = None if labels is None else read_labels(labels)
-    path = _run_file(Path(source)) if Path(source).is_dir() else Path(source)
+    path = run_file(Path(source)) if Path(source).is_dir() else Path(source)
     if path.suffix in _SUFFIXES and not path.exists():
         raise _missing(path)
     foreign_weights = spec is not None and path.is_file() and not is_checkpoint(path)
@@ -105,7 +105,7 @@ def _adapt(
     return loaded
 
 
-def _run_file(folder: Path) -> Path:
+def run_file(folder: Path) -> Path:
     """The checkpoint of a run's folder; the folder itself if it is a library's (a Hugging Face model)."""
     for name in RUN_FILES:
         file = folder / name

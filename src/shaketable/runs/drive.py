@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..models import ModelSpec, read_manifest
 from ..models import load as load_model
 from ..models import save as save_model
-from ..training import Epoch, Plan, State, Step, fit
+from ..training import Alone, Epoch, Plan, Processes, State, Step, finished, fit
 from . import generation
 from .interrupt import Interrupted, interrupts
 
@@ -44,6 +44,8 @@ def drive(
     identity: dict[str, Any],
     machine: dict[str, Any],
     save_every: float = 30.0,
+    unlabelled: Dataset | None = None,
+    processes: Processes = Alone(),
     show: Callable[[Step | Epoch], None] = lambda _event: None,
 ) -> Driven:
     """Train a state to its end, from the folder's checkpoint if there is one.
@@ -53,6 +55,8 @@ def drive(
         identity: what must be the same to go on: the configuration and the data's fingerprints.
         machine: what should be the same for a bit-identical end: versions, threads, device.
         save_every: seconds between two checkpoints, which are made at the end of a step. No result depends on it.
+        unlabelled: see `fit`.
+        processes: that share the work. All resume from the same folder, the first one writes, and all stop at the same step.
         show: told of every step and epoch.
 
     A run that is killed at any moment and resumed, on the same machine with the same number of threads, ends with the same
@@ -68,16 +72,18 @@ def drive(
     """
     root = folder / "checkpoints"
     identity, machine = generation.as_json("identity", identity), generation.as_json("machine", machine)
-    resumed, elsewhere = _resume(state, root, spec, identity, machine)
-    saved = time.monotonic()
     with interrupts() as requests:
-        for event in fit(state, plan, train, slices):
+        resumed, elsewhere = _resume_all(state, root, spec, identity, machine, processes)
+        saved = time.monotonic()
+        for event in fit(state, plan, train, slices, unlabelled=unlabelled, processes=processes):
             show(event)
-            ended = isinstance(event, Epoch) and (event.epoch == plan.epochs or state.constant >= plan.patience)
-            if requests.stop or ended or time.monotonic() - saved >= save_every:
+            ended = isinstance(event, Epoch) and finished(state, plan)
+            stop = processes.any(requests.stop)
+            if processes.rank == 0 and (stop or ended or time.monotonic() - saved >= save_every):
                 _save(state, root, spec, identity, machine)
                 saved = time.monotonic()
-            if requests.stop:
+            if stop:
+                processes.barrier()  # the checkpoint is written before any process ends
                 where = "after the last epoch" if ended else f"in epoch {state.epoch + 1} of {plan.epochs}"
                 raise Interrupted(f"Stopped {where}; the run is in {folder}: go on with --resume.")
     return Driven(resumed, elsewhere, state.constant >= plan.patience)
@@ -85,18 +91,34 @@ def drive(
 
 def _save(state: State, root: Path, spec: ModelSpec, identity: dict[str, Any], machine: dict[str, Any]) -> None:
     def write(temporary: Path) -> None:
-        save_model(temporary / "model.safetensors", state.model, spec)
+        save_model(temporary / "model.safetensors", state.plain, spec)
         generation.write_tensors(temporary / "state.pt", state.state_dict())
 
     name = f"{state.epoch:06d}-{state.step:06d}"
     generation.save(root, name, {"identity": identity, "machine": machine}, write)
 
 
+def _resume_all(
+    state: State, root: Path, spec: ModelSpec, identity: dict[str, Any], machine: dict[str, Any], processes: Processes
+) -> tuple[int | None, tuple[str, ...]]:
+    """Resume in all processes: the first one tidies the folder, then the others read, and nobody writes before all have."""
+    if processes.rank == 0:
+        generation.clean(root)
+        found = _resume(state, root, spec, identity, machine)
+        processes.barrier()
+    else:
+        processes.barrier()
+        found = _resume(state, root, spec, identity, machine)
+    processes.barrier()
+    if processes.rank == 0 and (newest := generation.latest_name(root)) is not None:
+        generation.clean(root, keep=newest)  # a crash may have come between a checkpoint and its predecessor's end
+    return found
+
+
 def _resume(
     state: State, root: Path, spec: ModelSpec, identity: dict[str, Any], machine: dict[str, Any]
 ) -> tuple[int | None, tuple[str, ...]]:
     """Load the newest checkpoint into the state; returns the epoch it goes on in and what the machine differs in."""
-    generation.clean(root)
     found = generation.latest(root)
     if found is None:
         return None, ()
@@ -111,14 +133,11 @@ def _resume(
     weights = load_model(path, trust=True).model.state_dict()  # the same spec: its code, if any, has run already
     saved = generation.read_tensors(found.folder / "state.pt")
     try:
-        state.model.load_state_dict(weights)
+        state.plain.load_state_dict(weights)
         state.load_state_dict(saved)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         wrong = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(str(found.folder), "a state of this training", wrong, REMEDY) from error
-    generation.clean(
-        root, keep=found.folder.name
-    )  # a crash may have come between a checkpoint and its predecessor's end
     return state.epoch + 1, tuple(differences(found.facts.get("machine", {}), machine))
 
 

@@ -106,8 +106,14 @@ def latest(root: Path) -> Generation | None:
     Raises:
         CheckpointError: a file of it is missing, truncated or changed, or it is of another format.
     """
+    name = latest_name(root)
+    return None if name is None else open_generation(root / name)
+
+
+def latest_name(root: Path) -> str | None:
+    """The name of the newest checkpoint, not verified."""
     names = _names(root)
-    return open_generation(root / names[-1]) if names else None
+    return names[-1] if names else None
 
 
 def open_generation(folder: Path) -> Generation:

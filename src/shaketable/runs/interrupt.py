@@ -24,6 +24,7 @@ class Requests:
 def interrupts() -> Generator[Requests]:
     """Turn SIGINT and SIGTERM into `Requests.stop`, the second into a `KeyboardInterrupt`; restored on leaving.
 
+    One SIGTERM after a SIGINT is let pass: after Ctrl-C, `torchrun` sends its processes one of its own while they save.
     Outside the main thread, where signals cannot be caught, it does nothing. Checked by tests/runs/test_interrupt.py.
     """
     requests = Requests()
@@ -31,9 +32,12 @@ def interrupts() -> Generator[Requests]:
         yield requests
         return
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if requests.stop:
+    seen: set[int] = set()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if number in seen or (seen and number == signal.SIGINT):
             raise KeyboardInterrupt
+        seen.add(number)
         requests.stop = True
 
     before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -2,7 +2,11 @@
 
 A robust loss is a frozen value with three functions. `inner` is what the attack raises, `outer` what the optimiser
 lowers, `weights` is `outer` as an objective of the weights (what AWP raises). To add one: a file like `at.py`, and a line
-in `LOSSES`.
+in `LOSSES`; or a file of your own, named as ``my_loss.py:MyLoss``.
+
+Two more things are optional. ``prepare(model, x, seed)`` gives what is trained instead of the model, such as a module with
+a second head, whose attribute `plain` is the model; `needs_unlabelled` says that it is for batches of labelled and
+pseudo-labelled images.
 """
 
 from collections.abc import Callable
@@ -32,7 +36,7 @@ class RobustLoss(Protocol):
         ...
 
     def outer(self, model: Any, x: Tensor, adversarial: Tensor, y: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """What the optimiser lowers: one number."""
+        """What the optimiser lowers: one number, a mean over the examples; y is labels, or (n, classes) probabilities."""
         ...
 
     def weights(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Int[Tensor, " n"]) -> Objective:

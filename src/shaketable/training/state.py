@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import Calls
 
-_COUNTERS = ("epoch", "step", "loss_sum", "silent", "constant")
+_COUNTERS = ("epoch", "step", "loss_sum", "silent", "constant", "since_best")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ class Step:
 
 @dataclass
 class State:
-    """What a training changes, and what a resumed one needs: see `state_dict`."""
+    """What a training changes, and what a resumed one needs: see `state_dict`.
+
+    `model` is what is trained: the model itself, or one with a loss's own head, whose `plain` attribute is the model.
+    """
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -73,14 +76,33 @@ class State:
     silent: int = 0
     calls: Calls = Calls()
     constant: int = 0  # consecutive evaluations with one predicted class
+    since_best: int = 0  # evaluations since the best one
     history: list[Epoch] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)  # the best epoch's model
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, if they are averaged
+    last: dict[str, Tensor] = field(default_factory=dict)  # the averaged model at the last evaluation
+    scaler: Any = None
+
+    @property
+    def plain(self) -> nn.Module:
+        """The model itself."""
+        return getattr(self.model, "plain", self.model)
+
+    def _heads(self) -> dict[str, Tensor]:
+        """What is trained beside the model itself."""
+        if self.plain is self.model:
+            return {}
+        return {name: t for name, t in self.model.state_dict().items() if not name.startswith("plain.")}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's own weights, as plain values and tensors that load with `weights_only`."""
         return {
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
+            "average": self.average,
+            "last": self.last,
+            "heads": self._heads(),
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
             "calls": asdict(self.calls),
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -89,7 +111,13 @@ class State:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """The inverse of `state_dict`; the model's weights are loaded by the caller."""
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.best = dict(saved["best"])
+        self.best, self.average, self.last = (dict(saved[name]) for name in ("best", "average", "last"))
+        if heads := self._heads():
+            self.model.load_state_dict(saved["heads"], strict=False)
+            if missing := sorted(set(heads) - set(saved["heads"])):
+                raise KeyError(missing[0])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
         self.history = [_epoch(record) for record in saved["history"]]
         self.calls = Calls(**saved["calls"])
         for name in _COUNTERS:

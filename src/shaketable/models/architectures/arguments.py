@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import nn
 
 from shaketable.core.errors import ModelError
+from shaketable.plugins import nearest
 
 T = TypeVar("T")
 
@@ -19,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "mish": nn.Mish,
+    "leaky_relu": nn.LeakyReLU,  # slope .01 below 0
 }
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -51,7 +53,7 @@ def probability(argument: str, value: object) -> float:
 
 
 def choice(argument: str, value: object, options: dict[str, T]) -> T:
-    """The option of that name; raises ModelError."""
+    """The option of that name; raises ModelError, which suggests the nearest one."""
     if not isinstance(value, str) or value not in options:
-        raise ModelError(argument, " or ".join(map(repr, options)), repr(value), f"Choose one of them for {argument}.")
+        raise ModelError(argument, " or ".join(map(repr, options)), repr(value), nearest(value, options))
     return options[value]

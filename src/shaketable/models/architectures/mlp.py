@@ -40,7 +40,7 @@ def mlp(
         channels, classes, size: of the images.
         width: of every hidden layer; 256.
         depth: how many hidden layers; 2. With 0 it is a linear model, whose worst case within a ball is known exactly.
-        activation: "relu", "silu", "gelu" or "mish".
+        activation: "relu", "silu", "gelu", "mish" or "leaky_relu".
         dropout: after each activation, while training; 0.
 
     Initialisation: PyTorch's default. Checked by tests/models/test_architectures.py.

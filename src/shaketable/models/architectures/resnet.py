@@ -68,7 +68,7 @@ def resnet18(
     Args:
         channels, classes: of the images; `size` does not matter, the last feature map is averaged.
         width: channels of the stem; 64 is the paper's net (11,173,962 parameters for CIFAR-10).
-        activation: "relu"; "silu", "gelu" and "mish" are the flatness paper's variants.
+        activation: "relu"; "silu", "gelu" and "mish" are the flatness paper's variants; "leaky_relu".
         dropout: on the averaged features, while training; 0.
 
     As is usual for 32 x 32 images, the stem is a 3x3 convolution of stride 1 without max-pooling. The stages are

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shaketable.core.errors import ModelError
 
-from .arguments import multiple, probability, whole
+from .arguments import ACTIVATIONS, choice, multiple, probability, whole
 
 
 class Attention(nn.Module):
@@ -33,13 +33,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """LayerNorm-attention and LayerNorm-MLP, each with its residual (pre-norm)."""
 
-    def __init__(self, dim: int, heads: int, ratio: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, ratio: int, dropout: float, activation: str) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.drop1 = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim))
+        active = choice("activation", activation, ACTIVATIONS)()
+        self.mlp = nn.Sequential(nn.Linear(dim, ratio * dim), active, nn.Linear(ratio * dim, dim))
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
@@ -61,6 +62,7 @@ class ViT(nn.Module):
         heads: int,
         ratio: int,
         dropout: float,
+        activation: str,
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
@@ -68,7 +70,7 @@ class ViT(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1, count + 1, dim))
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, ratio, dropout) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(dim, heads, ratio, dropout, activation) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
         self._initialise()
@@ -100,6 +102,7 @@ def vit(
     heads: int = 3,
     mlp_ratio: int = 4,
     dropout: float = 0.0,
+    activation: str = "gelu",
 ) -> nn.Module:
     """A vision transformer: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, equations 1 to 4.
 
@@ -112,6 +115,7 @@ def vit(
         heads: attention heads; 3.
         mlp_ratio: width of a block's MLP over dim; 4, as in the paper.
         dropout: after the positions, the attention and the MLP, while training; 0.
+        activation: of the MLPs: "gelu" (the paper's), "relu", "silu", "mish" or "leaky_relu".
 
     LayerNorm only: nothing depends on the batch. Initialisation: normal with standard deviation .02 for linear layers,
     positions and token; PyTorch's default for the patches. Checked by tests/models/test_architectures.py
@@ -123,4 +127,6 @@ def vit(
     heads = whole("heads", heads, 1, 256)
     width, blocks = multiple("dim", dim, heads, 1 << 16), whole("depth", depth, 1, 256)
     ratio = whole("mlp_ratio", mlp_ratio, 1, 64)
-    return ViT(channels, classes, size, patch, width, blocks, heads, ratio, probability("dropout", dropout))
+    choice("activation", activation, ACTIVATIONS)
+    dropout = probability("dropout", dropout)
+    return ViT(channels, classes, size, patch, width, blocks, heads, ratio, dropout, activation)

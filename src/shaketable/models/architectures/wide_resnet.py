@@ -83,7 +83,7 @@ def wide_resnet(
         channels, classes: of the images; `size` does not matter, the last feature map is averaged.
         depth: 6 k + 4; 28. The AWP paper uses WRN-34-10 (46,160,474 parameters for CIFAR-10; WRN-28-10: 36,479,194).
         widen: the groups have 16, 32 and 64 times this many channels; 10.
-        activation: "relu", "silu", "gelu" or "mish".
+        activation: "relu", "silu", "gelu", "mish" or "leaky_relu".
         dropout: between a block's convolutions, while training; 0.
 
     Initialisation: He et al.'s normal law over the fan-out. Checked by tests/models/test_architectures.py (counts).

@@ -1,0 +1,24 @@
+"""The command line that makes a report again."""
+
+import shlex
+
+from .settings import Settings
+
+
+def command_of(verb: str, config: Settings) -> str:
+    """A verb with its positional model and every option that is not the default, but for where the output goes.
+
+    Checked by tests/end_to_end/test_pseudolabel.py.
+    """
+    parts = ["shaketable", verb]
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name == "model":
+            parts.insert(2, str(value))
+        elif name != "out" and value != field.default:
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                parts += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(parts)

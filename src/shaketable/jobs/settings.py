@@ -1,0 +1,43 @@
+"""What each verb is told: frozen configs, the same from the command line, from a file and from Python."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..core.errors import ConfigError
+
+
+def number(text: Any) -> float:
+    """A number, also as a fraction: "8/255"."""
+    if not isinstance(text, str):
+        return text
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below) if below else float(above)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError("number", "a number or a fraction such as 8/255", repr(text), "Write it so.") from error
+
+
+Fraction = Annotated[
+    float, BeforeValidator(number), tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="FLOAT|FRACTION", instance_from_str=lambda texts: number(texts[0]),
+        is_instance=lambda value: isinstance(value, int | float), str_from_instance=lambda value: [f"{value:g}"],
+    )
+]  # fmt: skip
+"""A float that may be written as a fraction."""
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+
+
+class Settings(BaseModel):
+    """What all verbs take."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = 0
+    """Of everything that is drawn."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto: the first accelerator there is, else cpu."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; numbers are bit-identical only with equal threads. Default: PyTorch's choice."""

@@ -1,0 +1,239 @@
+"""The report of a study: paired differences first, then every cell, the mean learning curves, and what was run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..report import (
+    Finding,
+    Hashes,
+    Metric,
+    Report,
+    Section,
+    Table,
+    Volatile,
+    mean_metric,
+    verdict_of,
+)
+from .study import Found
+from .study_charts import cell_bars, curve_charts, difference_chart
+from .study_recipe import Cell, cells_of
+from .study_summary import MEASURES, Comparison, Difference, Measure, Summary
+
+_HEADLINES = 6
+_MACHINE = ("shaketable", "torch", "machine", "cpu capability", "threads", "device", "device name")
+
+
+def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report:
+    """The whole study as a report.
+
+    Args:
+        facts: of the environment.
+        volatile: times and host.
+    """
+    recipe, summary = found.study.recipe, found.summary
+    notes = findings(found)
+    reports = {name: o.report for name, o in found.outcomes.items() if o.report is not None}
+    return Report(
+        verb="study",
+        title=recipe.title,
+        summary=(*([recipe.question] if recipe.question else []), _ran(found), *_sentences(summary)),
+        verdict=verdict_of(notes),
+        headline=_headline(summary),
+        findings=notes,
+        sections=(
+            *(section for measure in MEASURES if (section := _measure_section(measure, summary)) is not None),
+            _cells_section(found),
+            *_curves_sections(found),
+            _runs_section(found),
+        ),
+        command=found.study.command,
+        config=recipe.model_dump(mode="json"),
+        environment=dict(facts),
+        seeds={f"seed {k}": seed for k, seed in enumerate(recipe.seeds)},
+        hashes=Hashes(models={n: r.hashes.models["last"] for n, r in reports.items() if "last" in r.hashes.models}),
+        volatile=volatile.model_copy(
+            update={"extra": {"seconds of runs": {n: r.volatile.seconds for n, r in reports.items()}}}
+        ),
+    )
+
+
+def findings(found: Found) -> tuple[Finding, ...]:
+    """What the reader of a study must know: what failed, what is missing, what the runs themselves found."""
+    made: list[Finding] = []
+
+    def add(level: Any, code: str, message: str, remedy: str) -> None:
+        made.append(Finding(level=level, code=code, message=message, remedy=remedy))
+
+    for name, outcome in found.outcomes.items():
+        if outcome.error is not None:
+            remedy = (
+                "Its log is in its folder; run the study again to try it again. Comparisons are of the other seeds."
+            )
+            add("finding", "failed-run", f"{name} failed: {outcome.error}", remedy)
+    missing = [name for name, o in found.outcomes.items() if o.report is None and o.error is None]
+    if missing:
+        message = f"{len(missing)} of {len(found.outcomes)} runs have not been made: {_listed(missing)}."
+        add("warning", "not-run", message, "Run the study without --only.")
+    by_code: dict[str, list[str]] = {}
+    for name, cell in found.summary.cells.items():
+        for seed, measured in cell.measured.items():
+            for code in dict.fromkeys(measured.codes):
+                by_code.setdefault(code, []).append(f"{name}/seed-{seed}")
+    for code, names in by_code.items():
+        message = f"{len(names)} runs report {code}: {_listed(names)}. Their numbers are in the means."
+        add("finding", f"runs.{code}", message, "Read their own reports.")
+    machines = {
+        tuple((key, str(o.report.environment.get(key))) for key in _MACHINE)
+        for o in found.outcomes.values()
+        if o.report is not None
+    }
+    if len(machines) > 1:
+        differing = [key for key, *_ in (column for column in zip(*machines, strict=True) if len(set(column)) > 1)]
+        message = f"The runs were not all made in one place: {', '.join(key for key, _ in differing)} differ."
+        add("warning", "mixed-machines", message, "Differences between cells may be differences between machines.")
+    if len(found.study.recipe.seeds) < 3:
+        message = f"The study has {len(found.study.recipe.seeds)} seeds; its intervals are wide, or none."
+        add("info", "few-seeds", message, "Use five.")
+    return tuple(made)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _ran(found: Found) -> str:
+    recipe, trained = found.study.recipe, [o for o in found.outcomes.values() if o.run.cell.verb == "train"]
+    done = sum(o.report is not None for o in trained)
+    failed = sum(o.error is not None for o in trained)
+    cells = len({o.run.cell.name for o in trained})
+    ending = f", {failed} failed" if failed else ""
+    return (
+        f"{done} of {len(trained)} trainings have ended{ending}: {cells} cells, {len(recipe.seeds)} seeds each; the runs of "
+        "one seed share images, initial weights and the order of batches, so differences are taken seed by seed."
+    )
+
+
+def _sentences(summary: Summary) -> tuple[str, ...]:
+    """For each of three measures: where the interval of the difference excludes 0, and where it does not."""
+    lines: list[str] = []
+    for measure in (m for m in MEASURES if m.key in ("gap", "loss_last", "robust_last")):
+        groups: dict[str, list[str]] = {"lower": [], "higher": [], "open": []}
+        for comparison in summary.comparisons:
+            found = comparison.differences.get(measure.key)
+            if found is not None and found.mean.n > 1:
+                side = "lower" if found.mean.high < 0 else "higher" if found.mean.low > 0 else "open"
+                groups[side].append(f"{comparison.compare.name} ({_signed(found, measure)})")
+        words = {"lower": "lower in", "higher": "higher in", "open": "not told apart in"}
+        parts = [f"{words[side]} {', '.join(names)}" for side, names in groups.items() if names]
+        if parts:
+            lines.append(f"{measure.name}: {'; '.join(parts)}.")
+    return tuple(lines)
+
+
+def _signed(found: Difference, measure: Measure) -> str:
+    digits = 1 if measure.unit else 2
+    value, low, high = (f"{x:+.{digits}f}" for x in (found.mean.value, found.mean.low, found.mean.high))
+    return f"{value} [{low}, {high}]{measure.unit and ' ' + measure.unit}"
+
+
+def _headline(summary: Summary) -> tuple[Metric, ...]:
+    """The first comparisons' gaps and accuracies; without comparisons, the cells' robust accuracies."""
+    chosen = [m for m in MEASURES if m.key in ("gap", "robust_last")]
+    made = [
+        _metric(comparison, measure)
+        for comparison in summary.comparisons[: _HEADLINES // 2]
+        for measure in chosen
+        if measure.key in comparison.differences
+    ]
+    if made:
+        return tuple(made)
+    cells = [c for c in summary.cells.values() if not c.hidden and "robust_last" in c.means]
+    return tuple(
+        mean_metric(f"Robust accuracy, {c.name}", c.means["robust_last"], unit="%", note="last epoch", group=c.name)
+        for c in cells[:_HEADLINES]
+    )
+
+
+def _metric(comparison: Comparison, measure: Measure) -> Metric:
+    found = comparison.differences[measure.key]
+    name = measure.name.partition(" (")[0]
+    note = f"{comparison.compare.a} minus {comparison.compare.b}, last epoch"
+    return mean_metric(f"{name}: {comparison.compare.name}", found.mean, unit=measure.unit, note=note)
+
+
+def _measure_section(measure: Measure, summary: Summary) -> Section | None:
+    """One measure: a chart and a table of its differences; None without any."""
+    known = [(c, c.differences[measure.key]) for c in summary.comparisons if measure.key in c.differences]
+    if not known:
+        return None
+    rows: tuple[Any, ...] = tuple(
+        (
+            c.compare.name,
+            f"{c.compare.a} - {c.compare.b}",
+            d.mean,
+            f"{d.below} / {d.above}",
+            _short(d.p),
+            _short(d.holm),
+        )
+        for c, d in known
+    )
+    unit = ", points" if measure.unit else ""
+    table = Table(
+        title="The differences in numbers",
+        columns=("Comparison", "Cells", f"Difference{unit}", "Seeds below / above 0", "p", "p, Holm"),
+        rows=rows,
+        note="Paired by seed; 95 % Student intervals over the seeds. p: two-sided, Student's paired test; Holm's adjusts for "
+        f"the {len(known)} comparisons of this table.",
+    )
+    return Section(title=measure.name, charts=(difference_chart(measure, known),), tables=(table,))
+
+
+def _short(p: float | None) -> float | None:
+    """A p-value in two digits, as many as it bears."""
+    return p if p is None else float(f"{p:.2g}")
+
+
+def _cells_section(found: Found) -> Section:
+    shown = [cell for cell in found.summary.cells.values() if not cell.hidden]
+    rows: tuple[Any, ...] = tuple(
+        (cell.name, len(cell.measured), *(cell.means.get(measure.key) for measure in MEASURES)) for cell in shown
+    )
+    columns = tuple(m.name.partition(" (")[0] + (", %" if m.unit else "") for m in MEASURES)
+    table = Table(
+        title="Means over the seeds", columns=("Cell", "Seeds", *columns), rows=rows,
+        note="95 % Student intervals over the seeds; they show how far cells vary, not how far they differ: for that see "
+        "the paired differences.",
+    )  # fmt: skip
+    return Section(title="Cells", charts=cell_bars(shown), tables=(table,))
+
+
+def _curves_sections(found: Found) -> tuple[Section, ...]:
+    charts = curve_charts(found.study.recipe, found.summary)
+    if not charts:
+        return ()
+    text = (
+        "Means over the seeds, with 95 % Student intervals as bands, on the slices of the learning curves. A test loss that "
+        "rises while the training loss falls is robust overfitting."
+    )
+    return (Section(title="Learning curves", text=text, charts=charts),)
+
+
+def _runs_section(found: Found) -> Section:
+    """What differs between the cells, and what became of their runs; how long they took is volatile."""
+    recipe, rows = found.study.recipe, list[tuple[Any, ...]]()
+    for name, cell in cells_of(recipe).items():
+        result = found.summary.cells[name]
+        ended = sum(o.report is not None for o in found.outcomes.values() if o.run.cell.name == name)
+        rows.append((name, _options(cell, recipe.base), ended, len(result.errors), len(result.missing)))
+    table = Table(title="Cells and their runs", columns=("Cell", "Options", "Ended", "Failed", "Not run"), rows=rows)
+    base = ", ".join(f"{key} {value}" for key, value in recipe.base.items())
+    text = f"Options of all cells: {base or 'the defaults'}.\n\n{recipe.notes}"
+    return Section(title="What was run", text=text, tables=(table,))
+
+
+def _options(cell: Cell, base: Mapping[str, Any]) -> str:
+    known = {key.replace("-", "_"): value for key, value in base.items()}
+    own = {key: value for key, value in cell.options.items() if known.get(key) != value}
+    verb = [] if cell.verb == "train" else [cell.verb]
+    return ", ".join([*verb, *(f"{key} {value}" for key, value in own.items())]) or "none of its own"

@@ -1,0 +1,105 @@
+"""The options of `shaketable train`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .settings import Fraction, Norm, Settings
+
+
+class TrainConfig(Settings):
+    """Train a model that holds: adversarial training, with or without adversarial weight perturbation."""
+
+    data: str = "fashion-mnist"
+    """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
+    train_count: int | None = Field(None, ge=2)
+    """Images to train on, drawn by class. Default: all but the validation images."""
+    validation_count: int = Field(500, ge=0)
+    """Images held out of the training set, on which the best epoch is chosen."""
+    test_count: int | None = Field(None, ge=1)
+    """Images of the test set to report on. Default: all."""
+    unlabelled: Path | None = None
+    """Pseudo-labelled images (see `shaketable pseudolabel`), or the published 500k file: a share of each batch."""
+    unlabelled_share: float = Field(0.5, gt=0, lt=1)
+    """The share of them in each batch."""
+    architecture: str = "small_cnn"
+    """small_cnn, mlp, preact_resnet18, wide_resnet(depth=34, widen=10), resnet18, vit, or your own file.py:name."""
+    init: str | None = None
+    """Fine-tune: a model to begin with, as `shaketable evaluate` takes it; another head is made for other classes."""
+    trust: bool = False
+    """Load --init even though loading it may run code."""
+    mean: tuple[float, ...] | None = None
+    """Of the channels, for the model's first layer. Default: measured on the training images."""
+    std: tuple[float, ...] | None = None
+    """Of the channels, for the model's first layer. Default: measured on the training images."""
+    loss: str = "at"
+    """at, trades(beta=6), mart(beta=5), rst(beta=6), rotation(weight=0.5), or your own file.py:name."""
+    weights: str = "none"
+    """Weight perturbation: none, awp(gamma=0.01, warmup=0), sam(rho=0.05), asam(rho=0.5), rwp(gamma=0.01)."""
+    preset: Literal["paper", "authors"] = "paper"
+    """Of AWP: as the paper has it, or as its authors' code runs (BatchNorm's statistics mix the attack's passes)."""
+    batch_norm: Literal["once", "authors", "frozen"] | None = None
+    """What moves BatchNorm's running statistics. Default: the preset's."""
+    decay_at: Literal["perturbed", "restored"] | None = None
+    """Where weight decay and the step act: at w + v, or at w with the gradients of w + v. Default: the preset's."""
+    norm: Norm = "linf"
+    """Of the perturbation of the inputs."""
+    eps: Fraction = Field(8 / 255, ge=0)
+    """Its radius, for inputs in [0, 1]."""
+    attack: str = "pgd(steps=10)"
+    """While training; step is in units of eps. pgd_tau(steps=10, tau=1) is friendly adversarial training's."""
+    attack_labels: Literal["true", "predicted"] = "true"
+    """What the attack moves away from; "predicted" prevents label leaking."""
+    ignore_incorrect: bool = False
+    """Leave images that the model already gets wrong unperturbed."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of the labels that the optimiser learns from."""
+    label_noise: float = Field(0.0, ge=0, le=1)
+    """The share of the labels that are redrawn at each step."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images a step, over all processes."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches that each batch is worked on in; AWP's perturbation is that of the whole batch."""
+    optimiser: str = "sgd(momentum=0.9)"
+    """sgd(momentum=0.9, nesterov=False), adam, entropy_sgd(steps=5), or your own file.py:name."""
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """On all parameters."""
+    schedule: str = "multistep"
+    """multistep(at=(0.5, 0.75), factor=0.1), late, constant, cyclic(cycles=1), cosine, or your own file.py:name."""
+    average: str = "none"
+    """Of the weights: none, ema(decay=0.995), swa(start=0.75). BatchNorm is re-estimated on adversarial inputs."""
+    clip_gradient: float | None = Field(None, gt=0)
+    """The largest l2 norm of the gradients together."""
+    clip_weights: float | None = Field(None, gt=0)
+    """Keep every weight within this distance of 0."""
+    augment: str = "none"
+    """none, crop_flip(pad=4), cutout(size=8), autoaugment, joined by +, or your own file.py:name."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of forward passes; float16 is for GPUs, and untested."""
+    channels_last: bool = False
+    """The memory format of images and convolutions."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    awp_sync: Literal["global", "local"] = "global"
+    """In several processes: one weight perturbation of the whole batch, or each process its own."""
+    evaluate_every: int = Field(5, ge=1)
+    """Epochs between two evaluations of the learning curves."""
+    evaluation: str = "pgd(steps=20)"
+    """The attack of the learning curves and of the final numbers."""
+    curve_count: int = Field(500, ge=1)
+    """At most so many images of each split for the learning curves; the final numbers use all."""
+    select: Literal["validation", "test", "last"] = "validation"
+    """Which split decides the best epoch; "test" is the papers' way, and is marked in the report."""
+    stop_after: int | None = Field(None, ge=1)
+    """Early stopping: end after so many evaluations without a new best."""
+    save_every: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between two checkpoints."""
+    out: Path = Path("runs/train")
+    """The run's folder."""
+    resume: bool = False
+    """Go on with the run in --out, if there is one."""
