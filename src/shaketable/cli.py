@@ -88,6 +88,9 @@ def _run(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise ConfigError("verb", f"one of {', '.join(VERBS)}", repr(verb), nearest(verb, VERBS))
+    if verb != "train" and os.environ.get("RANK") and os.environ.get("WORLD_SIZE") not in (None, "", "1"):
+        remedy = "Run it without torchrun."
+        raise ConfigError("verb", "train, which the processes that torchrun starts can share", repr(verb), remedy)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     options, config = _parse(verb, rest)
     job = import_module(f".jobs.{verb}", __package__)
@@ -95,9 +98,7 @@ def _run(arguments: list[str]) -> int:
         return _print_estimate(import_module(".jobs.dry_run", __package__).estimate(config), options)
     from .runs import Quiet, progress
 
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    if not first and verb != "train":
-        raise ConfigError("verb", "train, which several processes can share", verb, "Run it without torchrun.")
+    first = os.environ.get("RANK", "0") == "0"
     report = job.run(config, progress=progress() if first and not options.json else Quiet())
     if not first:
         return 0

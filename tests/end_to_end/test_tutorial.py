@@ -1,5 +1,8 @@
 """The tutorial's own loss: its file, its study and its page, which must say what is there."""
 
+import hashlib
+import importlib.util
+import json
 import math
 import re
 import shlex
@@ -117,6 +120,24 @@ def test_the_study_is_the_own_loss_and_trades_with_and_without_awp() -> None:
     assert len(recipe.seeds) == 3
 
 
+def test_the_pages_table_is_what_the_study_recorded(page: str) -> None:
+    record = json.loads((ROOT / "studies/own-loss/study.json").read_text(encoding="utf-8"))
+    means = [cell["means"] for cell in record["cells"].values()]
+    means += [comparison["differences"] for comparison in record["comparisons"]]
+    rows = [line.split("|")[2:6] for line in page.splitlines() if re.match(r"\| .* \[.*\[", line)]
+    assert len(rows) == len(means) == 8
+    for row, found in zip(rows, means, strict=True):
+        for text, key in zip(row, ("robust_last", "clean_last", "loss_last", "gap"), strict=True):
+            shown = re.findall(r"[-+]?\d*\.\d+", text)
+            ends = [found[key][name] for name in ("value", "low", "high")]
+            assert [f"{end:.{len(s.partition('.')[2])}f}" for end, s in zip(ends, shown, strict=True)] == [
+                f"{float(s):.{len(s.partition('.')[2])}f}" for s in shown
+            ]
+    bold = [ends["low"] > 0 or ends["high"] < 0 for d in means[4:] for ends in d.values() if "seeds" in ends]
+    assert sum(bold) == sum("**" in text for row in rows for text in row) == 2
+    assert record["recipe"]["sha256"] == hashlib.sha256(RECIPE.read_bytes()).hexdigest()
+
+
 def test_it_trains_on_the_command_line_with_and_without_awp(tmp_path: Path) -> None:
     weights = {}
     for name in ("none", "awp(gamma=0.01)"):
@@ -148,7 +169,7 @@ def test_outer_is_the_formula_in_float64(alp: Any, beta: float) -> None:
     smooth = 0.9 * one_hot + 0.1 / 3
     for target, rows in ((y, one_hot), (smooth, smooth)):
         expected = by_hand(network(), x, adversarial, rows.tolist(), beta)
-        assert float(loss.outer(network(), x, adversarial, target)) == pytest.approx(expected, rel=1e-12)
+        assert float(loss.outer(network(), x, adversarial, target).detach()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_weights_is_outer_with_its_gradient_by_differences(alp: Any) -> None:
@@ -156,12 +177,12 @@ def test_weights_is_outer_with_its_gradient_by_differences(alp: Any) -> None:
     objective = alp().weights(model, x, adversarial, y)
     w = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     value = objective(w)
-    assert float(value) == pytest.approx(float(alp().outer(model, x, adversarial, y)), rel=1e-12)
+    assert value.tolist() == pytest.approx([alp().outer(model, x, adversarial, y).tolist()], rel=1e-12)
     slopes = dict(zip(w, torch.autograd.grad(value.sum(), list(w.values())), strict=True))
     for name in ("1.weight", "4.weight", "4.bias"):
         direction = torch.randn(w[name].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        up, down = (float(objective({**w, name: w[name] + s * h * direction})) for s in (1, -1))
-        assert (up - down) / (2 * h) == pytest.approx(float((slopes[name] * direction).sum()), rel=1e-6)
+        up, down = (objective({**w, name: w[name] + s * h * direction}).tolist()[0] for s in (1, -1))
+        assert (up - down) / (2 * h) == pytest.approx((slopes[name] * direction).sum().tolist(), rel=1e-6)
 
 
 def test_the_attack_raises_the_cross_entropy_of_each_example(alp: Any) -> None:
@@ -173,8 +194,6 @@ def test_the_attack_raises_the_cross_entropy_of_each_example(alp: Any) -> None:
 
 
 def _module(path: Path) -> Any:
-    import importlib.util
-
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -95,6 +95,9 @@ def test_entries_at_zero_stay_without_eta_and_move_with_it() -> None:
     assert draw["weight"][0] == 0
     assert bool(draw["weight"][1:].all())
     assert not bool(draw["zero.weight"].any())
+    assert float(ball.size(ball.sample(w, generator(0), "sphere"), w)) == pytest.approx(
+        0.5
+    )  # held entries take no share
     nothing = {"weight": torch.zeros(3)}
     assert not bool(ball.sample(nothing, generator(0))["weight"].any())
     moved = AdaptiveBall(0.5, 0.01).steepest(g, w, g)
@@ -116,7 +119,7 @@ def test_sample_is_the_image_of_the_l2_balls_law(law: Any) -> None:
     w = {"weight": torch.tensor([[1.0, -3.0], [0.2, 5.0]], dtype=torch.float64), "bias": torch.ones(1).double() * 9}
     ball, t = AdaptiveBall(0.7, 0.1), torch.tensor([1.1, 3.1, 0.3, 5.1, 1.0], dtype=torch.float64)
     source = generator(1, law)
-    draws = [ball.sample(w, source, law) for _ in range(2000)]
+    draws = [ball.sample(w, source, law) for _ in range(800)]
     u = torch.stack([torch.cat([d["weight"].flatten(), d["bias"]]) for d in draws]) / t / 0.7
     r = u.norm(dim=1)
     if law == "sphere":
@@ -173,11 +176,11 @@ def test_dtypes_are_kept_and_lengths_are_wide(dtype: torch.dtype) -> None:
     fine = AdaptiveBall(0.5).steepest(
         {name: t.double() for name, t in g.items()}, {name: t.double() for name, t in w.items()}, g
     )
-    close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
     for tree in (ball.steepest(g, w, g), ball.project(g, w), ball.sample(w, generator(0))):
         assert {t.dtype for t in tree.values()} == {dtype}
         assert {name: t.shape for name, t in tree.items()} == {name: t.shape for name, t in w.items()}
-    assert torch.allclose(flat(ball.steepest(g, w, g)), flat(fine), rtol=close, atol=close * 1e-2)
+    assert torch.allclose(flat(ball.steepest(g, w, g)), flat(fine), rtol=close, atol=6e-8)
     assert float(ball.size(ball.project(g, w), w)) == pytest.approx(0.5, rel=close)
 
 

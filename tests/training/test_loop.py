@@ -14,6 +14,7 @@ from shaketable.core import PGD, Ball, InputError, generator
 from shaketable.core.measure import measure
 from shaketable.data import CropFlip
 from shaketable.training import (
+    SGD,
     AT,
     Constant,
     DivergenceError,

@@ -6,13 +6,16 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..attacks import evaluate
+from ..core import ConfigError
 from ..runs import duration
 from .config import DemoConfig, EvaluateConfig, TrainConfig
-from .settings import Settings
+from .pseudolabel_config import PseudolabelConfig
+from .study_config import StudyConfig
 
 STEPS = 4  # timed, after one that is not
 
@@ -41,13 +44,28 @@ class Estimate:
         )
 
 
-def estimate(config: Settings) -> Estimate:
-    """Time a few steps of a job."""
+def estimate(config: Any) -> Any:
+    """Time a few steps of a job; what it returns has `seconds` and `memory`, and prints as text.
+
+    Raises:
+        ConfigError: a job that runs no model.
+    """
     if isinstance(config, TrainConfig):
         return _training(config)
     if isinstance(config, EvaluateConfig):
         return _evaluation(config)
-    assert isinstance(config, DemoConfig)
+    if isinstance(config, PseudolabelConfig):
+        return _labelling(config)
+    if isinstance(config, StudyConfig):
+        from .study import estimate as of_study
+
+        return of_study(config, _training)
+    if isinstance(config, DemoConfig):
+        return _demo(config)
+    raise ConfigError("dry-run", "a job that runs a model", "reproduce, which reads", "Run it; it takes seconds.")
+
+
+def _demo(config: DemoConfig) -> Estimate:
     from .demo import MODELS, training_config
 
     extra = config.train_count + (config.flatness_samples + 1) * config.flatness_count
@@ -55,6 +73,24 @@ def estimate(config: Settings) -> Estimate:
     first = parts[0]
     seconds = sum(part.seconds for part in parts)
     return Estimate(seconds, max(p.memory for p in parts), sum(p.steps for p in parts), first.step)
+
+
+def _labelling(config: PseudolabelConfig) -> Estimate:
+    from .pseudolabel import predict, prepare_labelling
+
+    labelling = prepare_labelling(config)
+    data, model = labelling.chosen.data, labelling.match.loaded.model
+    part = data.take(torch.arange(min(config.batch_size, len(data))))
+    times: list[float] = []
+    for _ in range(2):
+        began = time.perf_counter()
+        predict(
+            model, part, device=labelling.ground.device, batch_size=config.batch_size, seed=config.seed,
+            advance=lambda _count: None,
+        )  # fmt: skip
+        times.append(time.perf_counter() - began)
+    steps = -(-len(data) // config.batch_size)
+    return Estimate(steps * times[1], _memory(labelling.ground.device), steps, times[1])
 
 
 def _training(config: TrainConfig, extra: int = 0) -> Estimate:

@@ -137,8 +137,9 @@ def cells_of(recipe: Recipe, where: str = "recipe") -> dict[str, Cell]:
 
 
 def refusal(place: str, error: ValidationError, kind: type[BaseModel]) -> ConfigError:
-    """The first thing that is wrong, as the house says it."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    """The first thing that is wrong, as the house says it; a key that is unknown before one that is missing for it."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     steps = [str(step) for step in first["loc"] if step != "[key]"]
     where = f"{place}: {'.'.join(steps)}" if kind is Recipe else ".".join([place, *steps])
     if first["type"] == "extra_forbidden":

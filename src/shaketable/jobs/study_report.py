@@ -1,10 +1,9 @@
 """The report of a study: paired differences first, then every cell, the mean learning curves, and what was run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..report import (
-    Finding,
     Hashes,
     Metric,
     Report,
@@ -16,11 +15,11 @@ from ..report import (
 )
 from .study import Found
 from .study_charts import cell_bars, curve_charts, difference_chart
+from .study_findings import findings
 from .study_recipe import Cell, cells_of
 from .study_summary import MEASURES, Comparison, Difference, Measure, Summary
 
 _HEADLINES = 6
-_MACHINE = ("shaketable", "torch", "machine", "cpu capability", "threads", "device", "device name")
 
 
 def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report:
@@ -55,51 +54,6 @@ def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report
             update={"extra": {"seconds of runs": {n: r.volatile.seconds for n, r in reports.items()}}}
         ),
     )
-
-
-def findings(found: Found) -> tuple[Finding, ...]:
-    """What the reader of a study must know: what failed, what is missing, what the runs themselves found."""
-    made: list[Finding] = []
-
-    def add(level: Any, code: str, message: str, remedy: str) -> None:
-        made.append(Finding(level=level, code=code, message=message, remedy=remedy))
-
-    for name, outcome in found.outcomes.items():
-        if outcome.error is not None:
-            remedy = (
-                "Its log is in its folder; run the study again to try it again. Comparisons are of the other seeds."
-            )
-            add("finding", "failed-run", f"{name} failed: {outcome.error}", remedy)
-    missing = [name for name, o in found.outcomes.items() if o.report is None and o.error is None]
-    if missing:
-        message = f"{len(missing)} of {len(found.outcomes)} runs have not been made: {_listed(missing)}."
-        add("warning", "not-run", message, "Run the study without --only.")
-    by_code: dict[str, list[str]] = {}
-    for name, cell in found.summary.cells.items():
-        for seed, measured in cell.measured.items():
-            for code in dict.fromkeys(measured.codes):
-                by_code.setdefault(code, []).append(f"{name}/seed-{seed}")
-    for code, names in by_code.items():
-        message = f"{len(names)} runs report {code}: {_listed(names)}. Their numbers are in the means."
-        add("finding", f"runs.{code}", message, "Read their own reports.")
-    machines = {
-        tuple((key, str(o.report.environment.get(key))) for key in _MACHINE)
-        for o in found.outcomes.values()
-        if o.report is not None
-    }
-    if len(machines) > 1:
-        differing = [key for key, *_ in (column for column in zip(*machines, strict=True) if len(set(column)) > 1)]
-        message = f"The runs were not all made in one place: {', '.join(key for key, _ in differing)} differ."
-        add("warning", "mixed-machines", message, "Differences between cells may be differences between machines.")
-    if len(found.study.recipe.seeds) < 3:
-        message = f"The study has {len(found.study.recipe.seeds)} seeds; its intervals are wide, or none."
-        add("info", "few-seeds", message, "Use five.")
-    return tuple(made)
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _ran(found: Found) -> str:

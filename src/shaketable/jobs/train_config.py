@@ -13,15 +13,15 @@ class TrainConfig(Settings):
 
     data: str = "fashion-mnist"
     """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
-    train_count: int | None = Field(None, ge=2)
+    train_count: Annotated[int | None, Field(ge=2)] = None
     """Images to train on, drawn by class. Default: all but the validation images."""
-    validation_count: int = Field(500, ge=0)
+    validation_count: Annotated[int, Field(ge=0)] = 500
     """Images held out of the training set, on which the best epoch is chosen."""
-    test_count: int | None = Field(None, ge=1)
+    test_count: Annotated[int | None, Field(ge=1)] = None
     """Images of the test set to report on. Default: all."""
     unlabelled: Path | None = None
     """Pseudo-labelled images (see `shaketable pseudolabel`), or the published 500k file: a share of each batch."""
-    unlabelled_share: float = Field(0.5, gt=0, lt=1)
+    unlabelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The share of them in each batch."""
     architecture: str = "small_cnn"
     """small_cnn, mlp, preact_resnet18, wide_resnet(depth=34, widen=10), resnet18, vit, or your own file.py:name."""
@@ -45,7 +45,7 @@ class TrainConfig(Settings):
     """Where weight decay and the step act: at w + v, or at w with the gradients of w + v. Default: the preset's."""
     norm: Norm = "linf"
     """Of the perturbation of the inputs."""
-    eps: Fraction = Field(8 / 255, ge=0)
+    eps: Annotated[Fraction, Field(ge=0)] = 8 / 255
     """Its radius, for inputs in [0, 1]."""
     attack: str = "pgd(steps=10)"
     """While training; step is in units of eps. pgd_tau(steps=10, tau=1) is friendly adversarial training's."""
@@ -53,15 +53,15 @@ class TrainConfig(Settings):
     """What the attack moves away from; "predicted" prevents label leaking."""
     ignore_incorrect: bool = False
     """Leave images that the model already gets wrong unperturbed."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the labels that the optimiser learns from."""
-    label_noise: float = Field(0.0, ge=0, le=1)
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of the labels that are redrawn at each step."""
-    epochs: int = Field(200, ge=1)
+    epochs: Annotated[int, Field(ge=1)] = 200
     """Passes over the training images."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] = 128
     """Images a step, over all processes."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches that each batch is worked on in; AWP's perturbation is that of the whole batch."""
     optimiser: str = "sgd(momentum=0.9)"
     """sgd(momentum=0.9, nesterov=False), adam, entropy_sgd(steps=5), or your own file.py:name."""
@@ -73,9 +73,9 @@ class TrainConfig(Settings):
     """multistep(at=(0.5, 0.75), factor=0.1), late, constant, cyclic(cycles=1), cosine, or your own file.py:name."""
     average: str = "none"
     """Of the weights: none, ema(decay=0.995), swa(start=0.75). BatchNorm is re-estimated on adversarial inputs."""
-    clip_gradient: float | None = Field(None, gt=0)
+    clip_gradient: Annotated[float | None, Field(gt=0)] = None
     """The largest l2 norm of the gradients together."""
-    clip_weights: float | None = Field(None, gt=0)
+    clip_weights: Annotated[float | None, Field(gt=0)] = None
     """Keep every weight within this distance of 0."""
     augment: str = "none"
     """none, crop_flip(pad=4), cutout(size=8), autoaugment, joined by +, or your own file.py:name."""
@@ -87,15 +87,15 @@ class TrainConfig(Settings):
     """Run the model through torch.compile."""
     awp_sync: Literal["global", "local"] = "global"
     """In several processes: one weight perturbation of the whole batch, or each process its own."""
-    evaluate_every: int = Field(5, ge=1)
+    evaluate_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between two evaluations of the learning curves."""
     evaluation: str = "pgd(steps=20)"
     """The attack of the learning curves and of the final numbers."""
-    curve_count: int = Field(500, ge=1)
+    curve_count: Annotated[int, Field(ge=1)] = 500
     """At most so many images of each split for the learning curves; the final numbers use all."""
     select: Literal["validation", "test", "last"] = "validation"
     """Which split decides the best epoch; "test" is the papers' way, and is marked in the report."""
-    stop_after: int | None = Field(None, ge=1)
+    stop_after: Annotated[int | None, Field(ge=1)] = None
     """Early stopping: end after so many evaluations without a new best."""
     save_every: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between two checkpoints."""

@@ -88,6 +88,10 @@ def findings(trained: Trained) -> tuple[Finding, ...]:
     if config.select == "test":
         message = "The best epoch was chosen on the test split, as the papers do; its numbers are optimistic."
         add("warning", "selected-on-test", message, "Use --select validation for a number to quote.")
+    if (begun := trained.prepared.begun) is not None:
+        new = f"; new: {', '.join(begun.new)}" if begun.new else ""
+        message = f"Fine-tuned: {begun.copied} tensors were taken over from {begun.source}{new}."
+        add("info", "fine-tuned", message, "")
     if leaks := trained.prepared.leaks:
         message = f"Some images are in two splits: {', '.join(f'{pair} {n}' for pair, n in leaks.items())}."
         add("finding", "overlap", message, "Remove the copies; accuracies on them are memory.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.errors import CheckpointError
 from ..data import Dataset
 from ..models import ModelSpec, read_manifest
@@ -66,6 +68,7 @@ def drive(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
         InputError: an identity or a machine that is no JSON.
         CheckpointError: the folder's checkpoint is damaged, or of another run.
+        ProcessError: another process ended, or holds other weights or another checkpoint.
         StorageError: a checkpoint could not be written; the one before stays.
 
     Checked by tests/runs/test_kills.py: random SIGKILLs, then the same hash of the weights.
@@ -112,6 +115,8 @@ def _resume_all(
     processes.barrier()
     if processes.rank == 0 and (newest := generation.latest_name(root)) is not None:
         generation.clean(root, keep=newest)  # a crash may have come between a checkpoint and its predecessor's end
+    place = {"epoch": torch.tensor(state.epoch), "step": torch.tensor(state.step)}
+    processes.require_same("what the training begins with", {**state.model.state_dict(), **place})
     return found
 
 

@@ -64,7 +64,7 @@ class AdaptiveBall:
     def steepest(self, gradient: Tree, origin: Tree, delta: Tree) -> Tree:
         """T^2 g / ||T g||, along which g.v rises most for ||T^-1 v|| = 1; 0 if there is no gradient."""
         scale = self._scale(origin)
-        lifted = _level(map_leaves(lambda g, t: g * t, _level(gradient), scale))
+        lifted = _level(map_leaves(lambda g, t: _wide(g) * t, gradient, scale))
         length = _length(lifted)
         return map_leaves(
             lambda u, t, g: torch.where(u != 0, t * (u / length.to(u)), 0.0).to(g.dtype), lifted, scale, gradient
@@ -129,7 +129,7 @@ def _length(tree: Tree) -> Tensor:
 
 def _level(tree: Tree) -> Tree:
     """A tree over its largest entry, so that squares neither underflow nor overflow; zeros stay."""
-    parts = [_wide(part) for part in leaves(tree)]
+    parts = leaves(tree)
     peaks = [part.abs().amax().to(parts[0]) for part in parts if part.numel()]
     peak = torch.stack(peaks).amax() if peaks else parts[0].new_zeros(())
-    return map_leaves(lambda part: torch.where(peak.to(part.device) > 0, _wide(part) / peak.to(part.device), 0.0), tree)
+    return map_leaves(lambda part: torch.where(peak.to(part) > 0, part / peak.to(part), 0.0), tree)

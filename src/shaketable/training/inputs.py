@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import PGD, Calls, GradientError, InputError, LogitObjective, Tree, at, perturb
+from ..core import PGD, Calls, GradientError, InputError, LogitObjective, Perturbation, Tree, at, perturb
 from ..core import weights as weights_of
 from ..core.perturb import drawn_start
 from ..core.seeds import own_random_state
@@ -41,7 +41,7 @@ class Attacked:
     Args:
         parts: none if the batch has fewer examples than there are processes, and this one has none.
         calls: passes of the attack, in examples, without those at a loss's reference.
-        silent: no example of some part had a gradient.
+        silent: no example of the whole batch, over all parts and processes, had a gradient.
         slopes: the gradient of the attack's objective by the weights, summed over the examples; only if it was asked for.
     """
 
@@ -60,6 +60,7 @@ class _Aim:
     by: Any
     generator: torch.Generator
     live: bool
+    whole: bool
     shared: WeightPerturbation | None
 
     @property
@@ -84,8 +85,9 @@ def attack_inputs(
 ) -> Attacked:
     """Attack this process' examples of a batch, in micro-batches.
 
-    Whatever is drawn is drawn for the whole batch, so that parts start where the whole would. With ``weights.shared`` the
-    last step's pass gives the gradient by the weights as well: one backward pass to the weights (Bw) and no forward pass.
+    Whatever is drawn is drawn for the whole batch, so that parts start where the whole would; and a part without a gradient
+    stays there, as its examples would among others that have one. With ``weights.shared`` the last step's pass gives the
+    gradient by the weights as well: one backward pass to the weights (Bw) and no forward pass.
     """
     n = len(x)
     rows = [r for r in torch.arange(n).tensor_split(processes.count)[processes.rank].tensor_split(update.accumulate)]
@@ -94,23 +96,28 @@ def attack_inputs(
     shared = weights if weights is not None and weights.shared else None
     if shared is not None:
         _require_shareable(by)
-    aim = _Aim(model, loss, by, generator, update.batch_norm == "authors" and loss.attack_mode == "train", shared)
+    whole = len(rows) == 1 and len(rows[0]) == n and processes.count == 1
+    live = update.batch_norm == "authors" and loss.attack_mode == "train"
+    aim = _Aim(model, loss, by, generator, live, whole, shared)
     parts: list[Part] = []
-    calls, silent = Calls(), False
+    calls, missed = Calls(), list[bool]()
     slopes: dict[str, Tensor] | None = None
     with in_mode(model, loss.attack_mode):
-        whole = len(rows) == 1 and len(rows[0]) == n
         start = loss.start if whole else _start(aim, x, y, within)
         for r in rows:
-            some = (x, target, y, within) if whole else (x[r], target[r], y[r], within.rows(r))
-            attacked = labels.for_attack(model, some[0], some[2])
-            point, spent, missed, found = _attack(aim, some[0], attacked, some[3], start if whole else take(start, r))
-            point = labels.keep(model, some[0], some[2], point)
-            parts.append(Part(some[0], point, some[1], 1.0 if whole else len(r) / n))
-            calls, silent = calls + spent, silent or missed
-            if found is not None:
-                slopes = found if slopes is None else {name: slopes[name] + g for name, g in found.items()}
-    return Attacked(parts, calls, silent, slopes)
+            some = (x, y, target, within) if whole else (x[r], y[r], target[r], within.rows(r))
+            attacked = labels.for_attack(model, some[0], some[1])
+            found = _attack(aim, some[0], attacked, some[3], start if whole else take(start, r))
+            parts.append(Part(some[0], found.point, some[2], 1.0 if whole else len(r) / n))
+            calls, missed = calls + found.calls, [*missed, found.missed]
+            if found.slopes is not None:
+                known = slopes or {}
+                slopes = {name: g if name not in known else known[name] + g for name, g in found.slopes.items()}
+        silent = not processes.any(not all(missed))
+        for k, (r, part) in enumerate(zip(rows, parts, strict=True)):
+            point = labels.keep(model, part.x, y if whole else y[r], part.x if silent else part.adversarial)
+            parts[k] = replace(part, adversarial=point)
+    return Attacked(parts, calls, silent, None if silent else slopes)
 
 
 def _targets(model: nn.Module, x: Tensor, y: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
@@ -134,26 +141,34 @@ def _start(aim: _Aim, x: Tensor, y: Tensor, within: Any) -> Tree:
     return drawn_start("zero" if start is None else start, x, within, aim.generator)
 
 
-def _attack(
-    aim: _Aim, x: Tensor, y: Tensor, within: Any, start: Any
-) -> tuple[Tensor, Calls, bool, dict[str, Tensor] | None]:
-    """Points, passes, whether there was no gradient, and the gradient by the weights if it is shared."""
+@dataclass(frozen=True)
+class _Climbed:
+    """Points, passes, whether no example had a gradient, and the gradient by the weights if it is shared."""
+
+    point: Tensor
+    calls: Calls
+    missed: bool
+    slopes: dict[str, Tensor] | None = None
+
+
+def _attack(aim: _Aim, x: Tensor, y: Tensor, within: Any, start: Any) -> _Climbed:
+    """Attack some examples; without a gradient a part stays at its start, for the rest of the batch may have one."""
     inner = aim.loss.inner(aim.target, x, y)
+    by = aim.by if aim.shared is None else replace(aim.by, steps=aim.by.steps - 1)
     try:
-        if aim.shared is not None:
-            return _shared(aim, inner, x, y, within, start)
-        found = perturb(inner, x, within, by=aim.by, start=start, generator=aim.generator)
-        return found.point, found.calls, False, None
+        found, missed = perturb(inner, x, within, by=by, start=start, generator=aim.generator), False
     except GradientError:
-        return x, Calls(), True, None
+        if aim.whole:
+            return _Climbed(x, Calls(), True)
+        found, missed = perturb(inner, x, within, by=PGD(0), start=start, generator=aim.generator), True
+    if aim.shared is None:
+        return _Climbed(found.point, found.calls, missed)
+    return _shared(aim, inner, x, y, within, found)
 
 
-def _shared(
-    aim: _Aim, inner: Any, x: Tensor, y: Tensor, within: Any, start: Any
-) -> tuple[Tensor, Calls, bool, dict[str, Tensor]]:
-    """All steps but the last as ever; the last one's pass gives the gradients by the images and by the weights."""
+def _shared(aim: _Aim, inner: Any, x: Tensor, y: Tensor, within: Any, found: Perturbation) -> _Climbed:
+    """The last step of an attack, whose pass gives the gradients by the images and by the weights."""
     assert aim.shared is not None
-    found = perturb(inner, x, within, by=replace(aim.by, steps=aim.by.steps - 1), start=start, generator=aim.generator)
     point = found.point.detach().requires_grad_()
     w = {name: t.detach().clone().requires_grad_() for name, t in weights_of(aim.model, aim.shared.select).items()}
     moved = at(aim.model, w)
@@ -163,14 +178,18 @@ def _shared(
         by_point, *by_weights = torch.autograd.grad(value, [point, *w.values()], allow_unused=True)
     slope = torch.zeros_like(point) if by_point is None else by_point
     here = point.detach()
+    pairs = zip(w.items(), by_weights, strict=True)
+    slopes = {name: torch.zeros_like(t) if g is None else g for (name, t), g in pairs}
 
     def linear(point: Tensor, rows: Tensor | None) -> Tensor:
         return ((point - here) * slope).flatten(1).sum(1)
 
-    last = perturb(linear, x, within, by=replace(aim.by, steps=1), start=found.delta, generator=aim.generator)
-    pairs = zip(w.items(), by_weights, strict=True)
-    slopes = {name: torch.zeros_like(t) if g is None else g for (name, t), g in pairs}
-    return last.point, found.calls + Calls(len(x), len(x)), False, slopes
+    calls = found.calls + Calls(len(x), len(x))
+    try:
+        last = perturb(linear, x, within, by=replace(aim.by, steps=1), start=found.delta, generator=aim.generator)
+    except GradientError:
+        return _Climbed(x if aim.whole else here, calls, True, slopes)
+    return _Climbed(last.point, calls, False, slopes)
 
 
 def _require_shareable(by: Any) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..core import InputError, bare, generator
 from ..core.seeds import own_random_state
 from ..data import Batch, Dataset
 from .curves import evaluate_slices
+from .entropy_sgd import EntropySGD
 from .plan import Batches, Plan
 from .processes import Alone, Processes
 from .result import result_model
@@ -40,7 +41,10 @@ def begin(model: nn.Module, plan: Plan, sample: Tensor | None = None) -> State:
     scaler = None
     if plan.update.precision == "float16":
         scaler = torch.amp.GradScaler(trained[0].device.type)  # pyright: ignore[reportPrivateImportUsage]
-    return State(model, plan.optimiser(trained, plan.rate, plan.weight_decay), scaler=scaler)
+    optimiser = plan.optimiser
+    if isinstance(optimiser, EntropySGD):
+        optimiser = replace(optimiser, seed=plan.seed)  # of its Langevin noise
+    return State(model, optimiser(trained, plan.rate, plan.weight_decay), scaler=scaler)
 
 
 def fit(
@@ -176,8 +180,7 @@ def _close(state: State, plan: Plan, slices: dict[str, Dataset], feed: _Feed, pr
         weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
         if best:
             state.best = weights
-        if plan.average is not None:
-            state.last = weights
+        state.last = {} if model is state.plain else weights
     closed = Epoch(epoch, state.loss_sum / feed.batches.steps, records, best, constant, state.silent)
     state.history.append(closed)
     state.epoch, state.step, state.loss_sum, state.silent = epoch, 0, 0.0, 0

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..core import GradientError, ce, generator, perturb
 from ..data import Batch
+from .entropy_sgd import LocalEntropy
 from .plan import Plan
 from .state import State
 from .statistics import reestimate
@@ -15,27 +16,33 @@ from .update import batch_norms
 
 
 def result_model(state: State, plan: Plan, batch: Callable[[int], Batch], steps: int) -> nn.Module:
-    """The trained model itself, or a copy of it with averaged weights and re-estimated BatchNorm statistics.
+    """The trained model itself; or a copy of it with averaged weights and re-estimated BatchNorm statistics; or, in the
+    middle of a cycle of Entropy-SGD, a copy with the outer weights.
 
     Args:
-        batch: training batches of this epoch by number, the adversarial points of which the statistics are estimated on.
+        batch: training batches of this epoch by number, not augmented; the statistics are estimated on their adversarial
+            points.
         steps: how many batches there are.
 
     Nobody else's EMA or SWA estimates the statistics on adversarial inputs: PyTorch's `update_bn` takes clean ones, and
     averaging the running statistics (as often done for EMA) takes those of other weights.
 
     Cost: none without an average. With one and BatchNorm layers, the plan's attack, on cross-entropy whatever the loss is,
-    and one forward pass on each of `plan.statistics_batches` batches; every process does all of it. Checked by tests/training/test_result.py.
+    and one forward pass on each of `plan.statistics_batches` batches; every process does all of it.
+    Checked by tests/training/test_result.py.
     """
-    if plan.average is None or not state.average:
+    averaged = plan.average is not None and bool(state.average)
+    weights = state.average if averaged else _outer_weights(state)
+    if not weights:
         return state.plain
     model = copy.deepcopy(state.plain)
     prefix = "" if state.plain is state.model else "plain."
-    own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, mean in state.average.items():
-            if name.startswith(prefix) and name[len(prefix) :] in own:
-                own[name[len(prefix) :]].copy_(mean)
+        for name, p in model.named_parameters():
+            if prefix + name in weights:
+                p.copy_(weights[prefix + name])
+    if not averaged:
+        return model
     if not batch_norms(model):
         return model
     device = next(model.parameters()).device
@@ -53,3 +60,13 @@ def result_model(state: State, plan: Plan, batch: Callable[[int], Batch], steps:
 
     reestimate(model, batches(), attack=attack)
     return model
+
+
+def _outer_weights(state: State) -> dict[str, Tensor]:
+    """Entropy-SGD's outer weights by name, if the model holds an inner iterate now."""
+    optimiser = state.optimiser
+    if not isinstance(optimiser, LocalEntropy) or not optimiser.inner_steps:
+        return {}
+    stepped = [p for group in optimiser.param_groups for p in group["params"]]
+    outer = {id(p): x for p, x in zip(stepped, optimiser.outer_weights(), strict=True)}
+    return {name: outer[id(p)] for name, p in state.model.named_parameters() if id(p) in outer}

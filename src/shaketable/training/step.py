@@ -92,9 +92,7 @@ def train_step(
         )  # fmt: skip
         calls, silent = batch.calls, batch.silent
         if silent:
-            with torch.no_grad():
-                for part in batch.parts:
-                    _require_finite("loss", loss.outer(at(model), part.x, part.x, part.target))
+            _require_finite("loss", _unattacked(model, optimiser, loss, batch, processes))
         swap: Any = nullcontext()
         if weights is not None:
             found = shake(model, loss, batch, weights, processes=processes, generator=generator)
@@ -116,14 +114,16 @@ def train_step(
             with torch.no_grad():
                 for part in batch.parts:
                     model(part.x)
-    _average_statistics(model, batch, processes)
+    if update.batch_norm != "frozen":
+        _average_statistics(model, batch, processes)
     return Stepped(float(value), calls, silent, skipped)
 
 
 def _own(model: nn.Module, weights: WeightPerturbation | None, update: Update, processes: Processes) -> nn.Module:
     """The bare module, after a look at what does not go together."""
     inside = bare(model)
-    if inside is not model and processes.count == 1 and isinstance(model, nn.parallel.DistributedDataParallel):
+    parallel = inside is not model and any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())
+    if parallel and processes.count == 1:
         remedy = "Give the module inside, model.module; for several processes give processes=st.training.Group()."
         raise InputError("model", "a bare module", "a DistributedDataParallel", remedy)
     local = weights is not None and weights.sync == "local" and processes.count > 1
@@ -151,14 +151,31 @@ def _gradients(
     total: Tensor | None = None
     for part in batch.parts:
         value = loss.outer(model, part.x, part.adversarial, part.target)
+        if value.numel() != 1:
+            found = f"shape {tuple(value.shape)}"
+            raise InputError("loss", "one number from its outer function", found, "Take the mean over the examples.")
         value = value if part.share == 1.0 else value * part.share
         (value if scaler is None else scaler.scale(value)).backward()
         total = value.detach() if total is None else total + value.detach()
     parameters = _parameters(optimiser)
     if total is None:
         total = parameters[0].new_zeros(())
+        if scaler is not None:
+            scaler.scale(total)  # a scaler that has scaled nothing cannot unscale what the others have
     if processes.count > 1:
         total = _summed(total, parameters, processes)
+    return total
+
+
+def _unattacked(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: RobustLoss, batch: Attacked, processes: Processes
+) -> Tensor:
+    """The loss of the whole batch at the clean images; the same in all processes."""
+    total = torch.zeros((), device=_parameters(optimiser)[0].device)
+    with torch.no_grad():
+        for part in batch.parts:
+            total += part.share * loss.outer(at(model), part.x, part.x, part.target)
+    processes.add([total])
     return total
 
 
@@ -205,7 +222,7 @@ def _average_statistics(model: nn.Module, batch: Attacked, processes: Processes)
     if processes.count == 1:
         return
     share, held = sum(part.share for part in batch.parts), list[Tensor]()
-    for _, layer in batch_norms(model):
+    for layer in (layer for _, layer in batch_norms(model) if layer.training):  # in eval mode it has moved nothing
         for name, buffer in layer.named_buffers(recurse=False):
             if name == "num_batches_tracked":
                 buffer.mul_(int(processes.rank == 0))
