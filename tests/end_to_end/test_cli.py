@@ -66,7 +66,7 @@ def test_every_option_of_every_verb_is_explained(verb: str, capsys: pytest.Captu
     kind = cli._config_class(verb)
     for name, field in kind.model_fields.items():
         assert field.description, name
-        assert f"--{name.replace('_', '-')}" in text or name == "model"
+        assert f"--{name.replace('_', '-')}" in text or name in ("model", "recipe", "name")  # positional
 
 
 def test_a_config_file_sets_options_flags_override_it_and_unknown_keys_are_named(

@@ -11,7 +11,7 @@ from torch import nn
 from shaketable.cli import main
 from shaketable.core import CheckpointError, ModelError, ShaketableError
 from shaketable.jobs.fine_tune import begin_from, statistics_of
-from shaketable.jobs.train import prepare_training
+from shaketable.jobs.train import prepare_training, train
 from shaketable.jobs.train_config import TrainConfig
 from shaketable.models import ModelSpec, build, load, save
 
@@ -110,7 +110,6 @@ def test_fine_tuning_from_a_runs_folder_on_the_command_line(tmp_path: Path) -> N
     assert any(f["code"] == "fine-tuned" for f in found["findings"])
     (tmp_path / "b" / "checkpoints").mkdir(exist_ok=True)
     saved(tmp_path / "a" / "best.safetensors", spec(mean=(), std=()), seed=9)
+    again = TrainConfig(**(json.loads((tmp_path / "b" / "config.json").read_text()) | {"resume": True}))
     with pytest.raises(CheckpointError, match="init"):
-        from shaketable.jobs.train import train
-
-        train(TrainConfig(**(json.loads((tmp_path / "b" / "config.json").read_text()) | {"resume": True})))
+        train(again)

@@ -14,8 +14,8 @@ from shaketable.core import PGD, Ball, InputError, generator
 from shaketable.core.measure import measure
 from shaketable.data import CropFlip
 from shaketable.training import (
-    SGD,
     AT,
+    SGD,
     Constant,
     DivergenceError,
     Epoch,

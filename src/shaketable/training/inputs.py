@@ -90,7 +90,7 @@ def attack_inputs(
     gradient by the weights as well: one backward pass to the weights (Bw) and no forward pass.
     """
     n = len(x)
-    rows = [r for r in torch.arange(n).tensor_split(processes.count)[processes.rank].tensor_split(update.accumulate)]
+    rows = list(torch.arange(n).tensor_split(processes.count)[processes.rank].tensor_split(update.accumulate))
     rows = [r.to(x.device) for r in rows if len(r)]
     target = _targets(model, x, y, labels, generator)
     shared = weights if weights is not None and weights.shared else None
