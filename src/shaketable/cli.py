@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
     if not first:
         return 0
     page = import_module(".jobs.ground", __package__).write(report, config.out)
-    _show(report, page, options)
+    _show(report, page, options, getattr(job, "show", None))
     return 1 if report.verdict == "failed gate" or (options.strict and report.verdict != "pass") else 0
 
 
@@ -146,14 +146,15 @@ def _from_file(rest: list[str], kind: Any) -> list[str]:
         raise ConfigError("config", "a file that can be read", f"{type(error).__name__}: {error}", remedy) from error
     flags: list[str] = []
     fields = {**kind.model_fields, **dict.fromkeys(Options.__dataclass_fields__)}
-    values.pop("recipe", None)  # of a recipe: where it is from, and what it is to reach
+    if isinstance(values.get("recipe"), dict):  # where the options are from, and what they are to reach
+        del values["recipe"]
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in fields:
             raise ConfigError(path, "a known key", repr(key), nearest(name, fields))
         given = any(a == f"--{name.replace('_', '-')}" or a.startswith(f"--{name.replace('_', '-')}=") for a in rest)
         if value is not None and not given and name != "config":
-            flags += _flag(name, value, positional=name == "model")
+            flags += _flag(name, value, positional=name in ("model", "recipe", "name"))
     return flags
 
 
@@ -165,7 +166,8 @@ def _flag(name: str, value: Any, *, positional: bool) -> list[str]:
     return values if positional else [flag, *values]
 
 
-def _show(report: Any, page: Path, options: Options) -> None:
+def _show(report: Any, page: Path, options: Options, show: Callable[..., None] | None) -> None:
+    """Print a report: as JSON, in the verb's own way, or as all are printed."""
     if options.json:
         from .report import to_json
 
@@ -175,7 +177,7 @@ def _show(report: Any, page: Path, options: Options) -> None:
 
     from .report import print_report
 
-    print_report(report, Console(highlight=False), path=page)
+    (show or print_report)(report, Console(highlight=False), path=page)
 
 
 def _print_estimate(estimate: Any, options: Options) -> int:

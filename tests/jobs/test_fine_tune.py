@@ -58,12 +58,14 @@ def test_another_head_stays_as_it_was_drawn(tmp_path: Path) -> None:
         assert torch.equal(t, source[name]), name
 
 
-def test_a_bare_state_dict_serves(tmp_path: Path) -> None:
-    theirs = build(spec(), 7)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_a_bare_state_dict_serves_also_with_another_head(classes: int, tmp_path: Path) -> None:
+    theirs = build(spec(classes), 7)
     torch.save({n.removeprefix("network."): t for n, t in theirs.state_dict().items()}, tmp_path / "w.pt")
     model = build(spec(), 1)
-    begin_from(str(tmp_path / "w.pt"), model, spec(), trust=False)
-    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in model.state_dict().items())
+    begun = begin_from(str(tmp_path / "w.pt"), model, spec(), trust=False)
+    assert bool(begun.new) == (classes == 100)
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in model.state_dict().items() if n not in begun.new)
 
 
 def test_models_that_do_not_fit_are_refused_and_nothing_is_copied(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _training(config: TrainConfig, extra: int = 0) -> Estimate:
     evaluate_slices(getattr(model, "plain", model), plan, small)
     an_image = (time.perf_counter() - began) / sum(map(len, small.values()))
     measured = -(-plan.epochs // plan.evaluate_every) * sum(map(len, prepared.slices.values()))
-    measured += 2 * len(prepared.splits.test) + extra
+    measured += 2 * len(prepared.splits.test) + len(data) + extra
     extra_count = None if prepared.unlabelled is None else len(prepared.unlabelled)
     steps, step = plan.epochs * plan.batches(len(data), extra_count).steps, statistics.median(times[1:])
     return Estimate(steps * step + measured * an_image, _memory(prepared.ground.device), steps, step)

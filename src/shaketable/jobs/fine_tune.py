@@ -1,6 +1,6 @@
 """Fine-tuning: a model that begins with another one's weights (Hendrycks et al. 2019, pre-training)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core import ModelError
 from ..models import ModelSpec, is_checkpoint, load, read_manifest, run_file
+from ..models.foreign.state_dict import shapes_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def begin_from(source: str, model: nn.Module, spec: ModelSpec, *, trust: bool) -
     """
     path = Path(source)
     bare = path.is_file() and path.suffix in (".pt", ".pth", ".safetensors") and not is_checkpoint(path)
-    loaded = load(source, spec=spec if bare else None, trust=trust)
+    loaded = load(source, spec=_with_their_classes(path, model, spec) if bare else None, trust=trust)
     theirs, own = _unprefixed(loaded.model), model.state_dict()
     names = {name.removeprefix("network."): name for name in own}
     fits = {
@@ -67,6 +68,16 @@ def statistics_of(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | 
         return None
     spec = read_manifest(file).spec
     return (spec.mean, spec.std) if spec.mean else None
+
+
+def _with_their_classes(path: Path, model: nn.Module, spec: ModelSpec) -> ModelSpec:
+    """The spec with as many classes as the head in a file of bare weights has, if that is plain to see."""
+    last = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    if last is None:
+        return spec
+    heads = {shape[0] for shape in shapes_of(path).values() if len(shape) == 2 and shape[1] == last.in_features}
+    other = heads - {layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)}
+    return replace(spec, classes=other.pop(), labels=None) if len(other) == 1 else spec
 
 
 def _unprefixed(model: nn.Module) -> dict[str, torch.Tensor]:

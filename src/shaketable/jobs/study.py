@@ -16,7 +16,7 @@ from .ground import config_of
 from .study_config import StudyConfig
 from .study_plan import Run, run_name, runs_of
 from .study_recipe import Recipe, read
-from .study_runs import Outcome, execute
+from .study_runs import Outcome, execute, outcome_of
 from .study_summary import Summary, summarise
 from .study_verbs import require_same
 from .train_config import TrainConfig
@@ -67,7 +67,9 @@ class StudyEstimate:
 
     def __str__(self) -> str:
         lines = [f"{name:<24} {duration(seconds)}" for name, seconds in self.cells.items()]
-        lines.append(f"would take about {duration(self.seconds)} for {self.seeds} seeds, one run after the other")
+        lines.append(
+            f"would take about {duration(self.seconds)} for {self.seeds} seed{'s'[: self.seeds > 1]}, one run after the other"
+        )
         lines.append(f"would need about {self.memory / 2**30:.2f} GiB of memory a run")
         if self.left_out:
             lines.append(f"not counted, as they need what others make: {', '.join(self.left_out)}")
@@ -127,7 +129,8 @@ def estimate(config: StudyConfig, timed: Callable[[TrainConfig], Any]) -> StudyE
     cells, left_out, memory, total = dict[str, float](), list[str](), 0, 0.0
     for name in study.wanted:
         run = study.runs[name]
-        if not isinstance(run.config, TrainConfig) or (run.needs and not _there(run)):
+        lost = [need for need in run.needs if outcome_of(study.runs[need]).report is None]
+        if lost or not isinstance(run.config, TrainConfig):
             left_out += [run.cell.name] if run.cell.name not in left_out else []
             continue
         if run.cell.name not in cells:
@@ -136,12 +139,6 @@ def estimate(config: StudyConfig, timed: Callable[[TrainConfig], Any]) -> StudyE
         total += cells[run.cell.name]
     seeds = len({study.runs[name].seed for name in study.wanted})
     return StudyEstimate(total, memory, cells, tuple(left_out), seeds)
-
-
-def _there(run: Run) -> bool:
-    """Whether the files of other runs that a training names exist."""
-    assert isinstance(run.config, TrainConfig)
-    return run.config.unlabelled is None or run.config.unlabelled.exists()
 
 
 def _wanted(only: Sequence[str], recipe: Recipe, runs: Mapping[str, Run]) -> list[str]:

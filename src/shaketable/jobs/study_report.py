@@ -1,6 +1,6 @@
 """The report of a study: paired differences first, then every cell, the mean learning curves, and what was run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..report import (
@@ -20,6 +20,7 @@ from .study_recipe import Cell, cells_of
 from .study_summary import MEASURES, Comparison, Difference, Measure, Summary
 
 _HEADLINES = 6
+_SPELT_OUT = 4  # comparisons whose numbers the summary's sentences give; tables give all
 
 
 def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report:
@@ -63,25 +64,31 @@ def _ran(found: Found) -> str:
     cells = len({o.run.cell.name for o in trained})
     ending = f", {failed} failed" if failed else ""
     return (
-        f"{done} of {len(trained)} trainings have ended{ending}: {cells} cells, {len(recipe.seeds)} seeds each; the runs of "
+        f"{done} of {len(trained)} trainings have ended{ending}: {cells} cells, seeds {_seeds(recipe.seeds)}; the runs of "
         "one seed share images, initial weights and the order of batches, so differences are taken seed by seed."
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _sentences(summary: Summary) -> tuple[str, ...]:
     """For each of three measures: where the interval of the difference excludes 0, and where it does not."""
     lines: list[str] = []
+    words = {"lower": "lower in", "higher": "higher in", "open": "not told apart in"}
+    brief = len(summary.comparisons) > _SPELT_OUT
     for measure in (m for m in MEASURES if m.key in ("gap", "loss_last", "robust_last")):
         groups: dict[str, list[str]] = {"lower": [], "higher": [], "open": []}
         for comparison in summary.comparisons:
             found = comparison.differences.get(measure.key)
             if found is not None and found.mean.n > 1:
                 side = "lower" if found.mean.high < 0 else "higher" if found.mean.low > 0 else "open"
-                groups[side].append(f"{comparison.compare.name} ({_signed(found, measure)})")
-        words = {"lower": "lower in", "higher": "higher in", "open": "not told apart in"}
-        parts = [f"{words[side]} {', '.join(names)}" for side, names in groups.items() if names]
+                number = "" if brief else f" ({_signed(found, measure)})"
+                groups[side].append(f"{comparison.compare.name}{number}")
+        parts = [f"{words[side]} {'; '.join(names)}." for side, names in groups.items() if names]
         if parts:
-            lines.append(f"{measure.name}: {'; '.join(parts)}.")
+            lines.append(f"{measure.name}: {' '.join([parts[0], *(part[0].upper() + part[1:] for part in parts[1:])])}")
     return tuple(lines)
 
 
@@ -149,17 +156,23 @@ def _short(p: float | None) -> float | None:
 
 
 def _cells_section(found: Found) -> Section:
+    """Every cell's means: losses in one table, shares in another."""
     shown = [cell for cell in found.summary.cells.values() if not cell.hidden]
-    rows: tuple[Any, ...] = tuple(
-        (cell.name, len(cell.measured), *(cell.means.get(measure.key) for measure in MEASURES)) for cell in shown
+    tables: list[Table] = []
+    for title, chosen in (
+        ("Losses, means over the seeds", [m for m in MEASURES if not m.unit]),
+        ("Accuracies in %, means over the seeds", [m for m in MEASURES if m.unit]),
+    ):
+        rows: tuple[Any, ...] = tuple(
+            (cell.name, len(cell.measured), *(cell.means.get(measure.key) for measure in chosen)) for cell in shown
+        )
+        columns = ("Cell", "Seeds", *(m.name.partition(" (")[0] for m in chosen))
+        tables.append(Table(title=title, columns=columns, rows=rows))
+    text = (
+        "The 95 % Student intervals over the seeds show how far a cell varies, not how far two cells differ: for that see "
+        "the paired differences."
     )
-    columns = tuple(m.name.partition(" (")[0] + (", %" if m.unit else "") for m in MEASURES)
-    table = Table(
-        title="Means over the seeds", columns=("Cell", "Seeds", *columns), rows=rows,
-        note="95 % Student intervals over the seeds; they show how far cells vary, not how far they differ: for that see "
-        "the paired differences.",
-    )  # fmt: skip
-    return Section(title="Cells", charts=cell_bars(shown), tables=(table,))
+    return Section(title="Cells", text=text, charts=cell_bars(shown), tables=tables)
 
 
 def _curves_sections(found: Found) -> tuple[Section, ...]:
@@ -182,7 +195,8 @@ def _runs_section(found: Found) -> Section:
         rows.append((name, _options(cell, recipe.base), ended, len(result.errors), len(result.missing)))
     table = Table(title="Cells and their runs", columns=("Cell", "Options", "Ended", "Failed", "Not run"), rows=rows)
     base = ", ".join(f"{key} {value}" for key, value in recipe.base.items())
-    text = f"Options of all cells: {base or 'the defaults'}.\n\n{recipe.notes}"
+    notes = "\n\n".join(" ".join(part.split()) for part in recipe.notes.split("\n\n"))
+    text = f"Options of all cells: {base or 'the defaults'}.\n\n{notes}"
     return Section(title="What was run", text=text, tables=(table,))
 
 

@@ -195,6 +195,9 @@ def _layout(chart: Chart, categories: list[str]) -> dict[str, Any]:
         y["tickformat"] = ".0%"
     if chart.kind == "bar":
         y["rangemode"] = "tozero"
+    elif chart.kind == "scatter":
+        y |= {"rangemode": "tozero", "zeroline": True, "zerolinecolor": "@muted", "zerolinewidth": 1}
+        x |= {"range": [-0.5, len(categories) - 0.5]} if categories else {}
     unified = chart.kind == "line" and not categories
     layout = {"xaxis": x, "yaxis": y, "hovermode": "x unified" if unified else "closest", "showlegend": False}
     layout |= {"margin": {"l": 8, "r": 12, "t": 12, "b": 8}, "barmode": "group", "bargap": 0.45}

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.errors import CheckpointError
 from ..data import Dataset
 from ..models import ModelSpec, read_manifest
@@ -67,8 +65,8 @@ def drive(
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
         InputError: an identity or a machine that is no JSON.
-        CheckpointError: the folder's checkpoint is damaged, or of another run.
-        ProcessError: another process ended, or holds other weights or another checkpoint.
+        CheckpointError: the folder's checkpoint is damaged, of another run, or not the same in all processes.
+        ProcessError: another process ended, or holds other weights.
         StorageError: a checkpoint could not be written; the one before stays.
 
     Checked by tests/runs/test_kills.py: random SIGKILLs, then the same hash of the weights.
@@ -115,8 +113,12 @@ def _resume_all(
     processes.barrier()
     if processes.rank == 0 and (newest := generation.latest_name(root)) is not None:
         generation.clean(root, keep=newest)  # a crash may have come between a checkpoint and its predecessor's end
-    place = {"epoch": torch.tensor(state.epoch), "step": torch.tensor(state.step)}
-    processes.require_same("what the training begins with", {**state.model.state_dict(), **place})
+    places = processes.gather([state.epoch, state.step])
+    if any(place != places[0] for place in places):
+        seen = ", ".join(f"epoch {epoch}, step {step}" for epoch, step in places)
+        remedy = "Put the run's folder, --out, where all of them see it."
+        raise CheckpointError(str(root), "the same checkpoint in all processes", f"in order of rank: {seen}", remedy)
+    processes.require_same("the weights to begin with", state.model.state_dict())
     return found
 
 

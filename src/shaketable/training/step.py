@@ -80,8 +80,9 @@ def train_step(
         InputError: options that do not go together.
         ProcessError: another process ended.
 
-    Cost: that of the attack, of the weight perturbation, and one forward-backward. Checked by tests/training/test_steps.py,
-    test_matrix.py and test_processes.py.
+    Cost: that of the attack, of the weight perturbation, and one forward-backward. Several processes sum the gradients once,
+    one flag, and with a weight perturbation its gradient at each of its steps. Checked by tests/training/test_steps.py and
+    test_matrix.py; two processes against one by test_group_training.py.
     """
     model = _own(model, weights, update, processes)
     held = frozen_statistics(model) if update.batch_norm == "frozen" else nullcontext()

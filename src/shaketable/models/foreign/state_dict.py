@@ -65,6 +65,16 @@ def load_state_dict(
     return Loaded(model.eval(), spec, path.stem, str(path), digest, spec.size, spec.labels, notes=tuple(notes))
 
 
+def shapes_of(path: Path, *, limit: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the weights in a file, without running what it holds.
+
+    Raises:
+        ModelError, UnsafeFileError: see `load_state_dict`.
+    """
+    tensors = unwrap(_read(path, sniff(path), None, memory_limit(limit)), str(path), [])
+    return {name: tuple(item.shape) for name, item in tensors.items()}
+
+
 def _read(path: Path, kind: Kind, spec: ModelSpec | None, limit: int) -> Any:
     """What the file holds, by readers that run no code; without a spec, its shapes alone."""
     if kind == "safetensors":
