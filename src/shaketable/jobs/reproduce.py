@@ -119,22 +119,28 @@ def rows_of(recipes: Sequence[TrainingRecipe], done: Sequence[Done]) -> list[Row
 
 def show(report: Report, console: "Console", path: Path) -> None:
     """Print the summary and the table of a report of this verb, which the terminal's usual view leaves out."""
-    from rich.table import Table as Printed
     from rich.text import Text
 
     console.print(Text(report.title, style="bold"))
     for sentence in report.summary:
         console.print(Text(f"  {sentence}"), soft_wrap=not console.is_terminal)
-    for table in (table for section in report.sections[:1] for table in section.tables):
-        printed = Printed(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for column in table.columns:
-            printed.add_column(Text(column), overflow="fold")
-        for row in table.rows:
-            printed.add_row(*(Text(_words(cell)) for cell in row))
-        console.print()
-        console.print(printed, width=None if console.is_terminal else 170, crop=console.is_terminal)
+    names = ("Quantity", "Published", "Ours", "Difference", "In our interval")
+    console.print()
+    console.print(Text(_line(names), style="dim"), soft_wrap=True)
+    above: tuple[Any, Any] | None = None
+    for name, *cells, hours, where in (row for t in report.sections[0].tables for row in t.rows):
+        if (name, where) != above:
+            state = f"  {where}" if where else f"  about {_words(hours)} hours"
+            console.print(Text.assemble((str(name), "bold"), (state, "dim")), soft_wrap=True)
+            above = (name, where)
+        console.print(Text(_line([_words(cell) for cell in cells])), soft_wrap=True)
     console.print()
     console.print(Text(f"Report: {path}"), soft_wrap=True)
+
+
+def _line(words: Sequence[str]) -> str:
+    """A row of the terminal's table; a word that is too long for its column pushes the rest on."""
+    return "  " + " ".join(word.ljust(width) for word, width in zip(words, (29, 10, 21, 10, 3), strict=True)).rstrip()
 
 
 def _words(cell: Any) -> str:
