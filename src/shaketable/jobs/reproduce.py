@@ -177,9 +177,8 @@ def _summary(recipes: Sequence[TrainingRecipe], rows: Sequence[Row], done: Seque
     run_of = [recipe for recipe in recipes if matching(recipe, done)]
     left = sum(recipe.about.hours for recipe in recipes if recipe not in run_of)
     known = [row for row in rows if row.inside is not None]
-    lines = [
-        f"{len(run_of)} of {len(recipes)} recipes have been run; the others would take about {duration(3600 * left)}."
-    ]
+    rest = f"; the others would take about {duration(3600 * left)}" if left else ""
+    lines = [f"{len(run_of)} of {len(recipes)} recipes have been run{rest}."]
     if known:
         inside = sum(bool(row.inside) for row in known)
         lines.append(

@@ -186,6 +186,7 @@ def _layout(chart: Chart, categories: list[str]) -> dict[str, Any]:
     y["title"] = {"text": plotly_text(chart.y_label, 40), **title}
     if categories:
         x |= _ticks(categories, 22 if len(categories) <= 6 else 14)
+        x |= {"tickangle": -40} if len(categories) > 6 else {}  # so that the last one ends within the figure
     else:
         x |= {"type": chart.x_scale, "unifiedhovertitle": {"text": f"{plotly_text(chart.x_label)} %{{x}}"}}
     if chart.kind == "heatmap":
