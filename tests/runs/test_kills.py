@@ -13,26 +13,34 @@ import pytest
 Check = Callable[[Path], list[Any]]
 
 
+@pytest.fixture(scope="module", params=["plain"])
+def settings(request: pytest.FixtureRequest) -> str:
+    """Which training of `tiny_training.SETTINGS`."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(server: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def uninterrupted(server: Any, settings: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The run that nothing interrupted; twice, since the first one also warms the disk."""
-    runs = [server.run(tmp_path_factory.mktemp("whole")) for _ in range(2)]
+    runs = [server.run(tmp_path_factory.mktemp("whole"), settings=settings) for _ in range(2)]
     assert runs[0]["digest"] == runs[1]["digest"]
     assert (runs[0]["resumed"], runs[0]["killed"]) == (None, False)
     return runs[1]
 
 
 @pytest.fixture
-def survives(server: Any, uninterrupted: dict[str, Any], tmp_path: Path, checkpoints: Check) -> Callable[..., bool]:
+def survives(
+    server: Any, settings: str, uninterrupted: dict[str, Any], tmp_path: Path, checkpoints: Check
+) -> Callable[..., bool]:
     """Starts a run, lets it die as asked, looks at what is left, resumes it and compares; says whether it did die."""
     folders: Iterator[int] = iter(range(1000))
 
     def check(**death: Any) -> bool:
         folder = tmp_path / str(next(folders))
-        died = server.run(folder, **death)
+        died = server.run(folder, settings=settings, **death)
         left = checkpoints(folder)  # opens each: none is damaged
         assert len(left) <= 2
-        again = server.run(folder)
+        again = server.run(folder, settings=settings)
         assert not again["killed"], again
         for key in ("digest", "weights"):
             assert again[key] == uninterrupted[key], death
@@ -61,6 +69,14 @@ def test_five_kills_at_random_moments(survives: Callable[..., bool], uninterrupt
 @pytest.mark.timeout(1800)
 def test_fifty_kills_at_random_moments(survives: Callable[..., bool], uninterrupted: dict[str, Any]) -> None:
     kill_at_random(survives, uninterrupted, 50, 2)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("settings", ["amp", "ema", "accumulate"], indirect=True)
+def test_five_kills_with_more_to_lose(survives: Callable[..., bool], uninterrupted: dict[str, Any]) -> None:
+    """bfloat16, an average with BatchNorm's statistics re-estimated, micro-batches; each with AWP."""
+    kill_at_random(survives, uninterrupted, 5, 4)
 
 
 def test_kills_inside_the_writing_of_checkpoints(survives: Callable[..., bool], uninterrupted: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A training of a second, for the tests of runs: imported by their conftest, and run as a server that forks it.
 
-As a program it imports the package once, then forks a fresh child for every request that it reads, a JSON line; so that a
-hundred runs can be killed in a minute. The server itself trains nothing, so the children inherit no threads.
+As a program it imports the package once, then forks a fresh child for every request that it reads, a JSON line, or two that
+train together; so that a hundred runs can be killed in a minute. The server itself trains nothing, so the children inherit
+no threads.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -18,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from shaketable.core import PGD, Ball
 from shaketable.data import CropFlip, Dataset, from_arrays
 from shaketable.models import ModelSpec, build, fingerprint
 from shaketable.runs import Driven, drive
-from shaketable.training import Plan, State, awp, begin
+from shaketable.training import EMA, Alone, Plan, Processes, State, Update, awp, begin
+from shaketable.training.joining import joined
 
 SPEC = ModelSpec("small_cnn", 2, 1, (8, 8), {"width": 2, "hidden": 3, "norm": "batch"}, (0.5,), (0.25,))
 PLAN = Plan(
@@ -32,6 +36,32 @@ PLAN = Plan(
 )  # fmt: skip
 EVENTS = 3 * (2 + 1)
 """Steps and epochs of it."""
+
+
+class Double(nn.Module):
+    """A network in float64 for images in float32."""
+
+    def __init__(self, channels: int, classes: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(27, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.double())
+
+
+SETTINGS: dict[str, tuple[Plan, ModelSpec]] = {
+    "plain": (PLAN, SPEC),
+    "amp": (replace(PLAN, update=Update(precision="bfloat16")), SPEC),
+    "ema": (replace(PLAN, average=EMA(0.9), statistics_batches=2), SPEC),
+    "accumulate": (replace(PLAN, update=Update(accumulate=2, clip_gradient=0.5)), SPEC),
+    "all": (
+        replace(PLAN, average=EMA(0.9), statistics_batches=2, update=Update(precision="bfloat16", accumulate=2)), SPEC
+    ),
+    "double": (
+        replace(PLAN, average=EMA(0.9), batch_size=7), ModelSpec(f"{Path(__file__).resolve()}:Double", 2, 1, (8, 8))
+    ),
+}  # fmt: skip
+"""All with AWP from the second epoch on; "plain" and those made of it have BatchNorm."""
 
 
 @dataclass
@@ -44,7 +74,8 @@ class Training:
     machine: dict[str, Any] = field(default_factory=lambda: {"threads": 1, "torch": "2"})
 
     def __post_init__(self) -> None:
-        self.state: State = begin(build(self.spec, 3), self.plan)
+        model = build(self.spec, 3)
+        self.state: State = begin(model.double() if self.spec.architecture.endswith(":Double") else model, self.plan)
         self.train, self.slices = images(12, 0), {"validation": images(8, 1), "test": images(6, 2)}
 
     def drive(self, folder: Path, **options: Any) -> Driven:
@@ -152,11 +183,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(request: dict[str, Any]) -> dict[str, Any]:
+def child(request: dict[str, Any], processes: Processes = Alone()) -> dict[str, Any]:
     """Run the training as the request says; what it ended with, or the error's kind and text."""
     folder, seen = Path(request["folder"]), 0
+    if processes.rank == request.get("astray"):
+        folder = folder / "another"  # as on a machine that does not share the folder
     deadly = Deadly(request.get("at"), request.get("torn"))
-    training = Training(plan=replace(PLAN, epochs=request.get("epochs", PLAN.epochs)))
+    plan, spec = SETTINGS[request.get("settings", "plain")]
+    training = Training(replace(plan, epochs=request.get("epochs", plan.epochs)), spec)
+    training.machine["processes"] = processes.count
 
     def show(_event: Any) -> None:
         nonlocal seen
@@ -167,31 +202,91 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
+        if seen == request.get("stop_after") and processes.rank == processes.count - 1:
+            signal.raise_signal(signal.SIGINT)
         if "pace" in request:
             (folder / "going").write_text(str(seen))
             time.sleep(request["pace"])
 
     try:
         deadly.install(folder)
-        driven = training.drive(folder, show=show)
+        driven = training.drive(folder, show=show, processes=processes)
     except BaseException as error:
-        return {"error": type(error).__name__, "text": str(error)}
+        return {"error": type(error).__name__, "text": str(error), "events": seen}
+    if "end" in request:
+        ended = {"model": training.state.plain.state_dict(), "average": training.state.average}
+        torch.save(ended, f"{request['end']}-{processes.rank}.pt")
     return {
         "digest": training.digest, "weights": fingerprint(training.state.model), "resumed": driven.resumed,
-        "calls": deadly.calls, "writes": deadly.writes,
+        "elsewhere": list(driven.elsewhere), "calls": deadly.calls, "writes": deadly.writes, "events": seen,
     }  # fmt: skip
+
+
+def member(request: dict[str, Any], rank: int, scratch: Path) -> dict[str, Any]:
+    """Run the training as one of several processes; it leaves a file when it has joined the others."""
+    os.environ.update(request["environment"] | {"RANK": str(rank)})
+    try:
+        with joined("cpu", timeout=30.0) as processes:
+            processes.barrier()
+            (scratch / f"joined-{rank}").touch()
+            return child(request, processes)
+    except BaseException as error:
+        return {"error": type(error).__name__, "text": str(error)}
+
+
+def together(request: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Fork several processes; kill the `victim` `after` seconds after all have joined, and at a limit whoever is there."""
+    count, began, dead = request["count"], time.monotonic(), None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    request["environment"] = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children, found = dict[int, int](), dict[int, dict[str, Any]]()
+    for rank in range(count):
+        process = os.fork()
+        if process == 0:
+            (scratch / f"answer-{rank}").write_text(json.dumps(member(request, rank, scratch)))
+            os._exit(0)
+        children[process] = rank
+    ready = None
+    while children:
+        now = time.monotonic()
+        if ready is None and all((scratch / f"joined-{rank}").exists() for rank in range(count)):
+            ready = now
+        if dead is None and "victim" in request and ready is not None and now >= ready + request["after"]:
+            dead = now  # a child that has ended is still there until it is waited for
+            for process, rank in children.items():
+                if rank == request["victim"]:
+                    os.kill(process, signal.SIGKILL)
+        hung = now > began + 90
+        if hung:
+            for process in children:
+                os.kill(process, signal.SIGKILL)
+        process, status = os.waitpid(-1, 0 if hung else os.WNOHANG)
+        if not process:
+            time.sleep(0.002)
+            continue
+        rank = children.pop(process)
+        found[rank] = {"killed": os.WIFSIGNALED(status), "hung": hung, "late": time.monotonic() - (dead or now)}
+        if (scratch / f"answer-{rank}").exists() and not found[rank]["killed"]:
+            found[rank] |= json.loads((scratch / f"answer-{rank}").read_text())
+    return {"processes": [found[rank] for rank in range(count)], "trained": time.monotonic() - (ready or began)}
 
 
 def serve() -> None:
     """Answer requests until the input ends: fork a child, kill it after `after` seconds if that is asked for, say how it ended.
 
-    A request with "pid" is answered at once with the child's process id, and once more at its end.
+    A request with "pid" is answered at once with the child's process id, and once more at its end; one with "count" is for
+    several processes.
     """
     torch.set_num_threads(1)
     Training()  # imports all that the first optimiser of a process does
     for line in sys.stdin:
         request, began = json.loads(line), time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
+            if "count" in request:
+                print(json.dumps(together(request, Path(scratch))), flush=True)
+                continue
             answer = Path(scratch) / "answer"
             os.chmod(scratch, 0o777)  # also for a child that has become another user
             process = os.fork()

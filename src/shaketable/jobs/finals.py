@@ -39,19 +39,23 @@ def evaluate_final(trained: Trained, *, progress: Progress | None = None, label:
 
     By the plan's evaluation attack, to the end of it, so that robust losses are losses and robust accuracies are those of
     the last iterate, as the papers test and as the learning curves are made. A best model that is the last one is not
-    evaluated twice. Cost: `attacks.evaluate` on these splits.
+    evaluated twice. Cost: `attacks.evaluate` on these splits, shared by the processes.
     """
     from ..models import fingerprint
 
     plan, state, splits = trained.prepared.plan, trained.state, trained.prepared.splits
+    processes = trained.prepared.processes
+    share = processes if processes.count > 1 else None
     attack, finals = attack_of(plan.evaluation), list[Final]()
     same = not state.best or state.best_epoch == state.epoch
-    with (progress or Quiet()).stage(label, len(splits.train) + (2 - same) * len(splits.test)) as stage:
+    images = len(splits.train) + (2 - same) * len(splits.test)
+    with (progress or Quiet()).stage(label, -(-images // processes.count)) as stage:
         advance = counted(stage)
 
         def found(model: Any, data: Dataset) -> Evaluation:
             return evaluate(
-                model, data, within=plan.within, attack=attack, seed=plan.seed, measure="loss", progress=advance
+                model, data, within=plan.within, attack=attack, seed=plan.seed, measure="loss", progress=advance,
+                share=share,
             )  # fmt: skip
 
         for which, model in final_models(trained):
