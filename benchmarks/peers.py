@@ -65,44 +65,90 @@ def robust_by_foolbox(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps:
     return torch.cat(right)
 
 
-def _backward_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step: float) -> Tensor:
-    """PGD by `loss.backward()`, as many training scripts have it: the weights' gradients are made and thrown away."""
-    adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-    for _ in range(steps):
-        adv = adv.detach().requires_grad_()
-        F.cross_entropy(model(adv), y).backward()
-        assert adv.grad is not None
-        adv = adv.detach() + step * eps * adv.grad.sign()
-        adv = (x + (adv - x).clamp(-eps, eps)).clamp(0, 1)
-    return adv.detach()
+class ByHand:
+    """Steps of AT, and with gamma of AT-AWP, as one writes them down: nothing that can be left out, nothing checked."""
 
+    def __init__(
+        self, model: nn.Module, optimiser: Any, *, eps: float, steps: int, step: float, gamma: float | None
+    ) -> None:
+        assert step == 0.25  # by_hand's
+        self.model, self.optimiser, self.eps, self.steps, self.gamma = model, optimiser, eps, steps, gamma
+        self.matrices = [p for p in model.parameters() if p.dim() > 1]
 
-def step_by_backward(
-    model: nn.Module, optimiser: Any, x: Tensor, y: Tensor, *, eps: float, steps: int, step: float, gamma: float | None
-) -> float:
-    """A step of AT, or with gamma of AT-AWP, in the `backward()` style: a proxy model, its SGD step, differences."""
-    adv = _backward_pgd(model, x, y, eps, steps, step)
-    moved: dict[str, Tensor] = {}
-    if gamma is not None:
-        proxy = copy.deepcopy(model)
-        climb = torch.optim.SGD(proxy.parameters(), lr=0.01)
-        climb.zero_grad()
-        (-F.cross_entropy(proxy(adv), y)).backward()
-        climb.step()
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        """One step."""
+        points = by_hand(self.model, x, y, self.eps, self.steps)
+        change, old = ([], []) if self.gamma is None else self._move(points, y, self.gamma)
+        self.optimiser.zero_grad()
+        F.cross_entropy(self.model(points), y).backward()
+        self.optimiser.step()
         with torch.no_grad():
-            for (name, old), new in zip(model.named_parameters(), proxy.parameters(), strict=True):
+            for w, v, before in zip(self.matrices, change, old, strict=False):
+                w.copy_(before - (before + v).sub_(w))
+
+    def _move(self, points: Tensor, y: Tensor, gamma: float) -> tuple[list[Tensor], list[Tensor]]:
+        slopes = torch.autograd.grad(F.cross_entropy(self.model(points), y), self.matrices)
+        with torch.no_grad():
+            change = [g * (gamma * w.norm() / g.norm()) for g, w in zip(slopes, self.matrices, strict=True)]
+            old = [w.clone() for w in self.matrices]
+            for w, v in zip(self.matrices, change, strict=True):
+                w.add_(v)
+        return change, old
+
+
+class ByBackward:
+    """Steps of AT, and with gamma of AT-AWP, as training scripts have them: `loss.backward()` everywhere.
+
+    Written from the algorithm of Wu et al. 2020. The attack's passes make the weights' gradients as well, which nobody
+    reads. For v a proxy network gets the weights, takes one step of SGD up the loss, and what that changed is scaled to
+    gamma times the norm of each layer, added, and subtracted after the optimiser's step.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimiser: Any, *, eps: float, steps: int, step: float, gamma: float | None
+    ) -> None:
+        self.model, self.optimiser = model, optimiser
+        self.eps, self.steps, self.step, self.gamma = eps, steps, step, gamma
+        self.proxy = copy.deepcopy(model)
+        self.climb = torch.optim.SGD(self.proxy.parameters(), lr=0.01)
+
+    def __call__(self, x: Tensor, y: Tensor) -> float:
+        """One step; returns the loss."""
+        points = self._attack(x, y)
+        change = {} if self.gamma is None else self._change(points, y, self.gamma)
+        self._add(change, 1.0)
+        self.optimiser.zero_grad()
+        loss = F.cross_entropy(self.model(points), y)
+        loss.backward()
+        self.optimiser.step()
+        self._add(change, -1.0)
+        return float(loss.detach())
+
+    def _attack(self, x: Tensor, y: Tensor) -> Tensor:
+        points = (x + torch.empty_like(x).uniform_(-self.eps, self.eps)).clamp(0, 1)
+        for _ in range(self.steps):
+            points = points.detach().requires_grad_()
+            F.cross_entropy(self.model(points), y).backward()
+            assert points.grad is not None
+            points = points.detach() + self.step * self.eps * points.grad.sign()
+            points = (x + (points - x).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return points.detach()
+
+    def _change(self, points: Tensor, y: Tensor, gamma: float) -> dict[str, Tensor]:
+        self.proxy.load_state_dict(self.model.state_dict())
+        self.climb.zero_grad()
+        (-F.cross_entropy(self.proxy(points), y)).backward()
+        self.climb.step()
+        change = {}
+        with torch.no_grad():
+            for (name, old), new in zip(self.model.named_parameters(), self.proxy.parameters(), strict=True):
                 if old.dim() > 1:
-                    change = new - old
-                    moved[name] = gamma * old.norm() / (change.norm() + 1e-20) * change
-            for name, old in model.named_parameters():
-                if name in moved:
-                    old.add_(moved[name])
-    optimiser.zero_grad()
-    loss = F.cross_entropy(model(adv), y)
-    loss.backward()
-    optimiser.step()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in moved:
-                weight.sub_(moved[name])
-    return float(loss.detach())
+                    moved = new - old
+                    change[name] = gamma * old.norm() / (moved.norm() + 1e-20) * moved
+        return change
+
+    @torch.no_grad()
+    def _add(self, change: dict[str, Tensor], sign: float) -> None:
+        for name, weight in self.model.named_parameters():
+            if name in change:
+                weight.add_(change[name], alpha=sign)

@@ -1,4 +1,5 @@
-"""The two networks that are attacked: one trained by AT-AWP, one in the ordinary way; trained once, then kept in .cache."""
+"""The networks that are attacked: one trained by AT-AWP, one in the ordinary way, both trained once and kept in .cache; and
+a PreAct ResNet-18 as it is initialised, on random images of CIFAR's shape, for times alone."""
 
 import hashlib
 import json
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from shaketable.core import PGD, Ball, generator
 from shaketable.data import Batch, open_dataset
-from shaketable.models.architectures import small_cnn
+from shaketable.models.architectures import preact_resnet18, small_cnn
 from shaketable.training import at, awp, train_step
 
 CACHE = Path(__file__).parent / ".cache"
@@ -35,7 +36,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in eval mode, and test images."""
+    """A network in eval mode, and images."""
 
     name: str
     model: nn.Module
@@ -57,6 +58,16 @@ def subject(name: str, count: int) -> Subject:
     model.load_state_dict(load_file(path))
     batch = open_dataset("fashion-mnist", split="test").batch(range(count))
     return Subject(name, model.eval(), batch.x, batch.y)
+
+
+def untrained_resnet(count: int) -> Subject:
+    """The net of the AWP paper, 11,172,170 parameters; images and labels are drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = preact_resnet18(channels=3, classes=10, size=(32, 32))
+    draw = generator(0, "images")
+    x, y = torch.rand(count, 3, 32, 32, generator=draw), torch.randint(0, 10, (count,), generator=draw)
+    return Subject("PreAct ResNet-18", model.eval(), x, y, eps=8 / 255)
 
 
 def _network() -> nn.Module:

@@ -126,9 +126,8 @@ class Ball:
         if self.norm == "linf":
             return map_leaves(torch.sign, gradient)
         if self.norm == "l2":
-            peak = self._norm(gradient, "linf")
-            scaled = map_leaves(lambda g, p: torch.where(p > 0, g / p, 0.0), gradient, peak)
-            return map_leaves(_direction, gradient, self._norm(gradient), scaled, self._norm(scaled))
+            scaled = map_leaves(_scaled, gradient, self._norm(gradient), self._norm(gradient, "linf"))
+            return map_leaves(lambda g, n: g.div_(torch.where(n > 0, n, 1.0)), scaled, self._norm(scaled))
         if self.box is not None:
             low, high = self.box
             free = map_leaves(
@@ -236,10 +235,10 @@ class Ball:
         return radii
 
 
-def _direction(g: Tensor, size: Tensor, scaled: Tensor, scaled_size: Tensor) -> Tensor:
-    """g / ||g||, by way of g / max|g| where squaring g would underflow or overflow; 0 where g is 0."""
-    safe = torch.where(scaled_size > 0, scaled / scaled_size, 0.0)
-    return torch.where((size > 1e-15) & torch.isfinite(size), g / size, safe)
+def _scaled(gradient: Tensor, size: Tensor, peak: Tensor) -> Tensor:
+    """The gradient, by its largest entry where its length underflows or overflows; a new tensor."""
+    plain = (size > 1e-15) & torch.isfinite(size)
+    return gradient / torch.where(plain | (peak == 0), 1.0, peak)
 
 
 def _shaped_mask(origin: Tree, mask: Any) -> Tree:

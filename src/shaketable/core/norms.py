@@ -30,6 +30,8 @@ def norm(name: str, groups: Float[Tensor, "g m"]) -> Float[Tensor, " g"]:
     """The norm of each row: (groups, entries) -> (groups,)."""
     if groups.shape[1] == 0:
         return groups.new_zeros(len(groups))
+    if name == "linf":
+        return groups.abs().amax(1)  # several times faster on CPUs
     return torch.linalg.vector_norm(groups, ORDER[name], 1)
 
 

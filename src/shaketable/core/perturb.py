@@ -177,7 +177,7 @@ def _require_usable(origin: Tree) -> None:
             raise InputError(
                 "origin", "floating point values", str(leaf.dtype), "Convert it: x.float() / 255 for images."
             )
-        if not bool(torch.isfinite(leaf).all()):
+        if leaf.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(leaf))).all()):  # NaN is both ends
             found = f"{int((~torch.isfinite(leaf)).sum())} NaN or infinite entries"
             raise InputError("origin", "finite values", found, "Remove or repair these examples.")
 

@@ -206,7 +206,10 @@ def perturbed(model: nn.Module, delta: Mapping[str, Tensor]) -> Generator[nn.Mod
         with torch.no_grad():
             for name, old in saved.items():
                 before, after = old + delta[name].to(old), own[name].detach()
-                own[name].copy_(torch.where(after == before, old, old + (after - before)))
+                drift = before - after  # 0 where nothing stepped, but NaN where both are infinite
+                if bool(drift.sum().isnan()):
+                    drift = torch.where(after == before, 0.0, drift)
+                torch.sub(old, drift, out=after)
 
 
 def _module(model: nn.Module, layer: str) -> nn.Module:

@@ -170,7 +170,7 @@ def _shared(aim: _Aim, inner: Any, x: Tensor, y: Tensor, within: Any, found: Per
     """The last step of an attack, whose pass gives the gradients by the images and by the weights."""
     assert aim.shared is not None
     point = found.point.detach().requires_grad_()
-    w = {name: t.detach().clone().requires_grad_() for name, t in weights_of(aim.model, aim.shared.select).items()}
+    w = {name: t.detach().requires_grad_() for name, t in weights_of(aim.model, aim.shared.select).items()}
     moved = at(aim.model, w)
     objective = replace(inner, model=moved) if isinstance(inner, LogitObjective) else aim.loss.inner(moved, x, y)
     with torch.enable_grad(), own_random_state([x], aim.generator):
