@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .adaptive import AdaptiveBall
 from .at import AT, at
 from .averaging import EMA, SWA, Average
 from .awp import AWP_BALL, AWP_STEP, WeightPerturbation, awp
@@ -87,6 +88,7 @@ __all__ = [
     "TRADES",
     "WEIGHTS",
     "Adam",
+    "AdaptiveBall",
     "Alone",
     "Average",
     "Constant",
