@@ -299,13 +299,13 @@ def test_bad_json_is_refused(value):
 
 
 def test_an_architecture_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "my_nets.py").write_text(
+    (tmp_path / "my_lines.py").write_text(
         "from torch import nn\n"
         "def line(classes, size, bias=True):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], classes, bias=bias))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("my_nets:line", f"{tmp_path / 'my_nets.py'}:line"):
+    for name in ("my_lines:line", f"{tmp_path / 'my_lines.py'}:line"):
         model = models.build(spec(name, arguments={"bias": False}), 0)
         assert [p.shape for p in model.parameters()] == [(5, 3 * 8 * 12)]
     with pytest.raises(ModelError, match="no_such"):
