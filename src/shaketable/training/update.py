@@ -36,8 +36,7 @@ class Update:
         precision: "bfloat16" runs forward passes under autocast; "float16" too, with a gradient scaler (GPUs; untested).
         channels_last: images and convolutions in that memory format.
 
-    In float32 all of this leaves the plain step's bits as they are. Cost: "authors" one forward pass more for AT; none
-    otherwise. Checked by tests/training/test_update.py and test_batchnorm.py.
+    Cost: "authors" one forward pass more for AT; none otherwise. Checked by tests/training/test_update.py.
     """
 
     batch_norm: BatchNormPolicy = "once"
