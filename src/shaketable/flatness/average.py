@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import PGD, Ball, Calls, GradientError, InputError, at, generator, weights
+from ..core import PGD, Ball, Calls, GradientError, InputError, at, generator
 from ..core.ball import Law
 from ..core.measure import Measured, measure
 from ..stats import Mean, mean
+from .layers import layer_weights, layers_ball
 
 XI_AVERAGE = 0.5
 """The paper's radius, relative to each layer's norm."""
@@ -81,8 +82,7 @@ def average(
     with the samples. Checked by tests/flatness/test_average.py (the closed form of a linear model; scale invariance).
     """
     _require(model, x, y, xi, samples)
-    origin = weights(model, _layers(model))
-    ball = Ball("l2", xi, per="tensor", relative=True)
+    origin, ball = layer_weights(model), layers_ball(xi)
 
     def robust(function: Callable[..., Tensor], attack: PGD, draw: int) -> Measured:
         starts = generator(seed, "flatness starts", draw)
@@ -101,16 +101,6 @@ def average(
         if progress is not None:
             progress(k + 1, samples)
     return AverageFlatness(mean(draws), base, tuple(draws), len(x), calls)
-
-
-def _layers(model: nn.Module) -> Callable[[str, Tensor], bool]:
-    """Weights and biases of every layer that is not a normalisation, each a layer of its own."""
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    left_out = {
-        id(parameter) for module in model.modules() if isinstance(module, norms) for parameter in module.parameters()
-    }
-    chosen = {name for name, parameter in model.named_parameters() if id(parameter) not in left_out}
-    return lambda name, _parameter: name in chosen
 
 
 def _mean(found: Measured) -> float:
