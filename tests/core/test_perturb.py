@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shaketable import core as st
+from shaketable.core.perturb import search
 
 Make = Callable[..., Any]
 BALL = st.Ball("linf", 0.1, box=(0, 1))
@@ -272,3 +273,16 @@ def test_bad_input_is_an_error_that_names_the_argument(name: str) -> None:
 
 def test_the_good_arguments_are_good() -> None:
     assert bool(call().delta.any())
+
+
+@pytest.mark.parametrize("by", [st.PGD(0), st.PGD(1, 1.0), st.PGD(3), st.PGD(2, keep="best"), st.PGD(2, restarts=2)])
+@pytest.mark.parametrize("start", ["zero", "sample"])
+def test_search_finds_what_perturb_finds(network: Make, images: Make, labels: Make, by: st.PGD, start: Any) -> None:
+    model, x, y = network(), images(), labels()
+    ball = st.Ball("l2", 0.5, box=(0, 1))
+    whole = st.perturb(st.ce(model, y), x, ball, by=by, start=start, generator=st.generator(5))
+    found = search(st.ce(model, y), x, ball, by=by, start=start, generator=st.generator(5))
+    assert isinstance(found.delta, Tensor)
+    assert torch.equal(found.delta, whole.delta)
+    assert found.calls == whole.calls
+    found.delta.add_(1.0)  # it is a tensor of its own, with memory for each entry

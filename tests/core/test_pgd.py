@@ -71,9 +71,9 @@ def test_one_step_on_weights_is_the_step_of_awp(network: Make, images: Make, lab
     assert list(found.delta) == names
     for (name, w), g in zip(own.items(), slopes, strict=True):
         radius = torch.linalg.vector_norm(w.detach()) * gamma
-        v = radius * (g / torch.linalg.vector_norm(g))
-        size = torch.linalg.vector_norm(v)
-        assert torch.equal(found.delta[name], v * torch.where(size > radius, radius / size, 1.0))
+        assert torch.equal(found.delta[name], g * (radius / torch.linalg.vector_norm(g)))
+        size = torch.linalg.vector_norm(found.delta[name].double()) / torch.linalg.vector_norm(w.detach().double())
+        assert abs(float(size) / gamma - 1) < 1e-6
         assert float(found.size[name]) == pytest.approx(gamma, rel=1e-5)
 
 

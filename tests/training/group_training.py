@@ -22,8 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shaketable.attacks import PGDAttack, evaluate
-from shaketable.core import PGD, Ball, ShaketableError, generator
-from shaketable.core.ascent import Ascent, Calls, Flags
+from shaketable.core import PGD, Ascent, Ball, Calls, Flags, ShaketableError, generator
 from shaketable.data import Dataset, from_arrays
 from shaketable.training import (
     AT,

@@ -50,7 +50,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
         def ask(task: str, **given: Any) -> list[dict[str, Any]]:
             folder = tmp_path_factory.mktemp("group")
-            requests.write(json.dumps({"task": task, "given": given, "folder": str(folder), "limit": 60.0}) + "\n")
+            requests.write(json.dumps({"task": task, "given": given, "folder": str(folder), "limit": 200.0}) + "\n")
             requests.flush()
             line = answers.readline()
             assert line, "the server has died"

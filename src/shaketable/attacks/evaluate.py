@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core.ascent import Calls
 from ..core.ball import Ball
 from ..core.errors import GradientError, InputError
 from ..core.losses import cross_entropy
 from ..core.perturb import Perturbation
+from ..core.record import Calls
 from ..core.seeds import generator
 from ..core.tree import leaves
 from ..data.dataset import Dataset

@@ -6,7 +6,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.ascent import Calls
+from ..core.record import Calls
 from ..stats import Mean, Rate, mean
 
 SHARE = 0.01  # images without a gradient, of those attacked, above which a robust accuracy is not believed

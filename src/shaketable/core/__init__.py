@@ -1,6 +1,6 @@
 """What a perturbation is. Imports torch alone."""
 
-from .ascent import PGD, Ascent, Calls, Flags
+from .ascent import PGD
 from .ball import Ball
 from .constraint import Constraint, Joint
 from .errors import (
@@ -29,6 +29,7 @@ from .losses import (
 from .perturb import Gaussian, Objective, Perturbation
 from .perturb import perturb as perturb  # the verb takes the place of its module's name
 from .places import activation, at, bare, from_activation, perturbed, weights
+from .record import Ascent, Calls, Flags
 from .seeds import generator
 from .tree import Tree
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,9 +72,13 @@ class LogitObjective:
     def __call__(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
         return self.judge(point, rows)[0]
 
+    @cached_property
+    def _function(self) -> Any:
+        return at(self.model)
+
     def judge(self, point: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The values, and which examples are finished; from one forward pass."""
-        logits, target = at(self.model)(point), self.target if rows is None else self.target[rows]
+        logits, target = self._function(point), self.target if rows is None else self.target[rows]
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError("model", f"logits of shape ({len(target)}, classes)", found, "Return the logits alone.")

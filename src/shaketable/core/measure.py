@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ascent import PGD, Calls
+from .ascent import PGD
 from .errors import GradientError, InputError
 from .losses import ce, cross_entropy
 from .perturb import perturb
 from .places import at
+from .record import Calls
 from .seeds import own_random_state
 
 

@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from .ascent import PGD, Ascent, Calls, Flags
+from .ascent import PGD
 from .constraint import Constraint, constraint
 from .errors import InputError
+from .record import Ascent, Calls, Flags
 from .seeds import own_random_state
 from .tree import Tree, add, leaves, map_leaves, ordinary, require_alike
 
@@ -98,7 +99,34 @@ def perturb(
 
     Cost: that of the ascent. Checked by tests/core/test_perturb.py.
     """
-    by = PGD() if by is None else by
+    origin, limits = _place(origin, within)
+    if not any(leaf.numel() for leaf in leaves(origin)):
+        return _nothing(origin, limits)
+    found = _ascend(objective, origin, limits, by, start, generator)
+    with torch.inference_mode(False), torch.no_grad():
+        point, size = limits.clip(add(origin, found.delta)), limits.size(found.delta, origin)
+    return Perturbation(origin, found.delta, point, found.value, size, found.calls, found.flags)
+
+
+def search(
+    objective: Objective,
+    origin: Any,
+    within: Any,
+    *,
+    by: Ascender | None = None,
+    start: Any = None,
+    generator: torch.Generator | None = None,
+) -> Ascent:
+    """What `perturb` finds, without the point and its size, which cost passes over memory where weights are many.
+
+    Args, errors, cost: see `perturb`. Checked by tests/core/test_perturb.py.
+    """
+    origin, limits = _place(origin, within)
+    return _ascend(objective, origin, limits, by, start, generator)
+
+
+def _place(origin: Any, within: Any) -> tuple[Any, Constraint]:
+    """The origin and the constraint set on it, checked."""
     origin = map_leaves(_own, origin)
     _require_usable(origin)
     limits = constraint(within).on(origin)
@@ -106,16 +134,17 @@ def perturb(
         found = f"shapes {[tuple(leaf.shape) for leaf in leaves(origin)][:4]}"
         remedy = "For weights give the ball per='tensor', 'filter', 'element' or 'all'."
         raise InputError("origin", "as many examples in every tensor, since the ball is per example", found, remedy)
+    return origin, limits
+
+
+def _ascend(
+    objective: Objective, origin: Any, limits: Constraint, by: Ascender | None, start: Any, generator: Any
+) -> Ascent:
+    """Run the ascent, with the global random state its own."""
     chosen = getattr(objective, "start", None) if start is None else start
     begin = _Start("zero" if chosen is None else chosen, origin, limits, generator)
     with torch.inference_mode(False), torch.no_grad(), own_random_state(leaves(origin), generator):
-        if not any(leaf.numel() for leaf in leaves(origin)):
-            return _nothing(origin, limits)
-        found = by(objective, origin, limits, begin)
-        point = limits.clip(add(origin, found.delta))
-        return Perturbation(
-            origin, found.delta, point, found.value, limits.size(found.delta, origin), found.calls, found.flags
-        )
+        return (PGD() if by is None else by)(objective, origin, limits, begin)
 
 
 def drawn_start(start: Any, origin: Any, within: Any, generator: torch.Generator | None) -> Tree:
@@ -131,10 +160,11 @@ def drawn_start(start: Any, origin: Any, within: Any, generator: torch.Generator
 
 
 class _Start:
-    """Makes the start of each restart."""
+    """Makes the start of each restart; `zero` says that it is 0."""
 
     def __init__(self, start: Any, origin: Tree, within: Constraint, generator: torch.Generator | None) -> None:
         self.start, self.origin, self.within, self.generator = start, origin, within, generator
+        self.zero = isinstance(start, str) and start == "zero"
         if isinstance(start, str) and start not in ("zero", "sample"):
             raise InputError("start", "'zero', 'sample', Gaussian(...) or a delta", repr(start), "Choose one of them.")
         if (start == "sample" if isinstance(start, str) else isinstance(start, Gaussian)) and generator is None:

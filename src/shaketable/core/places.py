@@ -103,8 +103,10 @@ def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[...,
             remedy = "Make them from st.weights(model)."
             raise InputError("tensors", "names of the model's parameters or buffers", f"{unknown[:3]}", remedy)
 
+    modules = list(own.modules())
+
     def call(*inputs: Any) -> Any:
-        training = any(module.training for module in own.modules())
+        training = any(module.training for module in modules)
         if not training and not tensors:
             return called(*inputs)
         buffers = {name: b.clone() for name, b in own.named_buffers()} if training else {}
@@ -205,10 +207,10 @@ def perturbed(model: nn.Module, delta: Mapping[str, Tensor]) -> Generator[nn.Mod
     finally:
         with torch.no_grad():
             for name, old in saved.items():
-                before, after = old + delta[name].to(old), own[name].detach()
-                drift = before - after  # 0 where nothing stepped, but NaN where both are infinite
+                after = own[name].detach()
+                drift = (old + delta[name].to(old)).sub_(after)  # 0 where nothing stepped; NaN where both are infinite
                 if bool(drift.sum().isnan()):
-                    drift = torch.where(after == before, 0.0, drift)
+                    drift = torch.where(after == old + delta[name].to(old), 0.0, drift)
                 torch.sub(old, drift, out=after)
 
 

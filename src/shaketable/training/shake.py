@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import PGD, Calls, GradientError, perturb, scalar
+from ..core import PGD, Calls, GradientError, scalar
 from ..core import weights as weights_of
+from ..core.perturb import search
 from .awp import WeightPerturbation
 from .inputs import Attacked
 from .losses import RobustLoss
@@ -48,17 +49,29 @@ def shake(
         slopes = batch.slopes or {name: torch.zeros_like(t) for name, t in origin.items()}
         if together:
             processes.add(list(slopes.values()))
-        objective = scalar(lambda w: torch.stack([(w[name] * g).sum() for name, g in slopes.items()]).sum())
+        objective = _Linear([slopes[name] for name in origin])
     else:
         values = [(loss.weights(model, p.x, p.adversarial, p.target), p.share) for p in batch.parts]
         alone = len(values) == 1 and not together
         objective = values[0][0] if alone else _Combined(values, processes if together else None)
     try:
-        found = perturb(objective, origin, weights.within, by=by, start=start, generator=generator)
+        found = search(objective, origin, weights.within, by=by, start=start, generator=generator)
     except GradientError:
         return Shaken(None, Calls())
     spent = Calls() if weights.shared else found.calls
-    return Shaken(found.delta, Calls(spent.forward * examples, spent.backward * examples))
+    delta: Any = found.delta
+    return Shaken(delta, Calls(spent.forward * examples, spent.backward * examples))
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """An objective of the weights of which the gradient alone is known; its value is 0."""
+
+    slopes: list[Tensor]
+
+    def __call__(self, point: dict[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        leaves = list(point.values())
+        return _Known.apply(leaves[0].new_zeros(1), self.slopes, *leaves)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -96,4 +109,4 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:  # pyright: ignore
-        return (None, None, *(slope * g for g in ctx.slopes))
+        return (None, None, *(ctx.slopes if bool(slope == 1) else [slope * g for g in ctx.slopes]))

@@ -235,8 +235,8 @@ def _average_statistics(model: nn.Module, batch: Attacked, processes: Processes)
 
 def _require_finite(name: str, *tensors: Tensor) -> None:
     """Raise a `DivergenceError` unless all entries are finite; one wait for the device."""
-    peaks = [t.detach().abs().amax().float() for t in tensors if t.numel()]
-    if peaks and not bool(torch.isfinite(torch.stack(peaks)).all()):
+    ends = [end.float() for t in tensors if t.numel() for end in torch.aminmax(t.detach())]  # NaN is both ends
+    if ends and not bool(torch.isfinite(torch.stack(ends)).all()):
         found = f"{float(tensors[0].detach())}" if name == "loss" else "NaN or infinite entries"
         remedy = "Lower the learning rate or gamma, or add a warm-up; the last checkpoint is from before this step."
         raise DivergenceError(name, "a finite number", found, remedy)
