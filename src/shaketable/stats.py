@@ -161,3 +161,16 @@ def bootstrap(values: Sequence[float], *, seed: int, resamples: int = 2000) -> M
     )
     low, high = (float(q) for q in np.quantile(means, [0.025, 0.975]))
     return Mean(float(data.mean()), low, high, int(data.size), float(data.std(ddof=1)), "bootstrap")
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjustment (1979): p-values that hold together, in the given order.
+
+    Checked by tests/jobs/test_study_summary.py by hand-computed values.
+    """
+    order = sorted(range(len(p)), key=lambda k: p[k])
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, k in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[k]))
+        adjusted[k] = highest
+    return adjusted
