@@ -21,18 +21,25 @@ VERBS = {
     "train": ("train_config.TrainConfig", "train a model that holds (AT, TRADES, MART, RST, ..., with or without AWP)"),
     "pseudolabel": ("pseudolabel_config.PseudolabelConfig", "label images by a model, to train with"),
     "study": ("study_config.StudyConfig", "a grid of trainings over seeds, with paired differences"),
+    "study flatness": (
+        "flatness_study_config.FlatnessStudyConfig",
+        "whether flatness goes with robustness, over many models, and what else explains it",
+    ),
     "reproduce": ("reproduce_config.ReproduceConfig", "published numbers beside those of the runs that are there"),
     "evaluate": ("config.EvaluateConfig", "clean and robust accuracy of any model on any data set"),
+    "flatness": ("flatness_config.FlatnessConfig", "how flat the robust loss is around a model's weights"),
+    "landscape": ("landscape_config.LandscapeConfig", "the adversarial loss around a model's weights, drawn"),
     "demo": ("config.DemoConfig", "AT against AT-AWP on embedded images, in minutes"),
 }
-"""Verb -> its config in `jobs` and what it does; `jobs.VERB.run` does it."""
+"""Verb, of one word or two -> its config in `jobs` and what it does; `run` of its job does it (see `_job`)."""
+_WIDTH = max(map(len, VERBS)) + 2
 
 USAGE = f"""\
 Shaketable {__version__}: puts a neural network on a shake table.
 
 usage: shaketable VERB [options]
 
-{chr(10).join(f"  {verb:<12} {text}" for verb, (_, text) in VERBS.items())}
+{chr(10).join(f"  {verb:<{_WIDTH}}{text}" for verb, (_, text) in VERBS.items())}
 
 shaketable VERB --help    its options
 shaketable --version      the version
@@ -85,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"shaketable {__version__}")
         return 0
-    verb, rest = arguments[0], arguments[1:]
+    verb, rest = _verb(arguments)
     if verb not in VERBS:
         raise ConfigError("verb", f"one of {', '.join(VERBS)}", repr(verb), nearest(verb, VERBS))
     if verb != "train" and os.environ.get("RANK") and os.environ.get("WORLD_SIZE") not in (None, "", "1"):
@@ -93,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         raise ConfigError("verb", "train, which the processes that torchrun starts can share", repr(verb), remedy)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     options, config = _parse(verb, rest)
-    job = import_module(f".jobs.{verb}", __package__)
+    job = import_module(f".jobs.{_job(verb)}", __package__)
     if options.dry_run:
         return _print_estimate(import_module(".jobs.dry_run", __package__).estimate(config), options)
     from .runs import Quiet, progress
@@ -102,9 +109,25 @@ def _run(arguments: list[str]) -> int:
     report = job.run(config, progress=progress() if first and not options.json else Quiet())
     if not first:
         return 0
-    page = import_module(".jobs.ground", __package__).write(report, config.out)
+    page = import_module(".jobs.ground", __package__).write(report, getattr(config, "reports", config.out))
     _show(report, page, options, getattr(job, "show", None))
     return 1 if report.verdict == "failed gate" or (options.strict and report.verdict != "pass") else 0
+
+
+def _verb(arguments: list[str]) -> tuple[str, list[str]]:
+    """The verb and the rest: the longest verb that the first words make, or what was meant as one."""
+    two = " ".join(arguments[:2])
+    if two in VERBS:
+        return two, arguments[2:]
+    first = arguments[0]
+    halves = first not in VERBS and any(verb.startswith(f"{first} ") for verb in VERBS)
+    return (two, arguments[2:]) if halves else (first, arguments[1:])
+
+
+def _job(verb: str) -> str:
+    """The module of `jobs` that does a verb: that of its config without "_config", or the verb itself."""
+    module = VERBS[verb][0].partition(".")[0]
+    return module.removesuffix("_config") if module.endswith("_config") else verb
 
 
 def _parse(verb: str, rest: list[str]) -> tuple[Options, Any]:

@@ -6,7 +6,7 @@ from .settings import Settings
 
 
 def command_of(verb: str, config: Settings) -> str:
-    """A verb with its positional model and every option that is not the default, but for where the output goes.
+    """A verb with its positional model, or models, and every option that is not the default, but for where the output goes.
 
     Checked by tests/end_to_end/test_pseudolabel.py.
     """
@@ -14,7 +14,7 @@ def command_of(verb: str, config: Settings) -> str:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if name == "model":
-            parts.insert(2, str(value))
+            parts[2:2] = map(str, value) if isinstance(value, tuple) else [str(value)]
         elif name != "out" and value != field.default:
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):

@@ -14,6 +14,9 @@ from ..attacks import evaluate
 from ..core import ConfigError
 from ..runs import duration
 from .config import DemoConfig, EvaluateConfig, TrainConfig
+from .flatness_config import FlatnessConfig
+from .flatness_study_config import FlatnessStudyConfig
+from .landscape_config import LandscapeConfig
 from .pseudolabel_config import PseudolabelConfig
 from .study_config import StudyConfig
 
@@ -60,6 +63,14 @@ def estimate(config: Any) -> Any:
         from .study import estimate as of_study
 
         return of_study(config, _training)
+    if isinstance(config, FlatnessStudyConfig):
+        from .flatness_study import estimate as of_flatness_study
+
+        return of_flatness_study(config, _training)
+    if isinstance(config, FlatnessConfig):
+        return _flatness(config)
+    if isinstance(config, LandscapeConfig):
+        return _landscape(config)
     if isinstance(config, DemoConfig):
         return _demo(config)
     raise ConfigError("dry-run", "a job that runs a model", "reproduce, which reads", "Run it; it takes seconds.")
@@ -139,6 +150,42 @@ def _evaluation(config: EvaluateConfig) -> Estimate:
         times.append(time.perf_counter() - began)
     steps = -(-len(subject.data) // size)
     return Estimate(steps * times[1], _memory(subject.ground.device), steps, times[1])
+
+
+def _flatness(config: FlatnessConfig) -> Estimate:
+    """What is not in the ledger yet, by the passes of each measurement and the time of a pass, shared by the workers."""
+    from ..core import PGD, generator
+    from ..core.measure import measure
+    from .flatness import left_of, prepare_flatness
+
+    job = prepare_flatness(config)
+    first, left = job.measurements[0], left_of(job)
+    model = first.subject.place.load(first.images.data).model.to(job.ground.device)
+    batch = first.images.data.batch(torch.arange(min(config.batch_size or 128, len(first.images.data)))).to(
+        job.ground.device
+    )
+    times: list[float] = []
+    for k in range(2):
+        began = time.perf_counter()
+        found = measure(
+            model, batch.x, batch.y, first.chosen.within, by=PGD(2), generator=generator(config.seed, "dry run", k),
+            batch_size=len(batch),
+        )  # fmt: skip
+        times.append((time.perf_counter() - began) / (found.calls.forward + found.calls.backward))
+    seconds = times[1] * sum(one.task.cost for one in left) / max(1, min(config.workers, len(left)))
+    return Estimate(seconds, _memory(job.ground.device), len(left), seconds / max(1, len(left)))
+
+
+def _landscape(config: LandscapeConfig) -> Estimate:
+    """All points, those that the ledger has included, by the time of one, shared by the workers."""
+    from .landscape import timed
+    from .landscape_plan import prepare_landscape
+
+    job = prepare_landscape(config)
+    step = timed(job)
+    return Estimate(
+        job.points_in_all * step / max(1, config.workers), _memory(job.ground.device), job.points_in_all, step
+    )
 
 
 def _memory(device: torch.device) -> int:

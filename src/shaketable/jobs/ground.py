@@ -17,6 +17,8 @@ from ..training.joining import joined
 from ..training.processes import Alone, Processes
 from .settings import Settings
 
+_NO_NUMBERS = ("out", "resume", "save_every", "keep_every", "workers", "ledger")
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -77,7 +79,7 @@ def counted(stage: Stage) -> Callable[[int], None]:
 def config_of(settings: Settings) -> dict[str, Any]:
     """A config as JSON values, without what no number depends on: where the output goes, and how often it is saved."""
     values = settings.model_dump(mode="json")
-    return {name: value for name, value in values.items() if name not in ("out", "resume", "save_every")}
+    return {name: value for name, value in values.items() if name not in _NO_NUMBERS}
 
 
 def write(report: Report, folder: Path) -> Path:

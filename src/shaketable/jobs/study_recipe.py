@@ -14,7 +14,8 @@
 
 A cell may need another one: `{teacher}` in an option is that cell's folder for the same seed. `verb = "pseudolabel"` makes
 a cell of that verb, which takes of the base the device and the threads alone; `hidden = true` keeps a cell out of the
-tables. `[[curves]]` says which cells share a chart.
+tables. `[[curves]]` says which cells share a chart. `[flatness]` and `[models.NAME]` are for `shaketable study flatness`,
+which checks them (see `flatness_recipe`).
 """
 
 import json
@@ -69,6 +70,8 @@ class Recipe(Strict):
     cells: Annotated[dict[CellName, dict[str, Any]], Field(min_length=1)]
     compare: tuple[Compare, ...] = ()
     curves: tuple[Curves, ...] = ()
+    flatness: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

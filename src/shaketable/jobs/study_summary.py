@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..stats import Mean, mean, paired
+from ..stats import Mean, holm, mean, paired
 from .measured import Curve, Measured, measured_of
 from .study_recipe import Compare, Recipe
 from .study_runs import Outcome
@@ -125,19 +125,6 @@ def summarise(recipe: Recipe, outcomes: Mapping[str, Outcome]) -> Summary:
         for k, c in enumerate(recipe.compare)
     )
     return Summary(cells, comparisons)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjustment (1979): p-values that hold together, in the given order.
-
-    Checked by tests/jobs/test_study_summary.py by hand-computed values.
-    """
-    order = sorted(range(len(p)), key=lambda k: p[k])
-    adjusted, highest = [0.0] * len(p), 0.0
-    for rank, k in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[k]))
-        adjusted[k] = highest
-    return adjusted
 
 
 def p_value(found: Mean) -> float | None:

@@ -19,6 +19,7 @@ from ..training import Epoch, Plan, Processes, State, Step, begin
 from .choices import spec_for
 from .fine_tune import Begun, begin_from, statistics_of
 from .ground import Ground, begins, config_of, on_ground, prepare
+from .kept_epochs import keep, require
 from .train_config import TrainConfig
 from .train_plan import plan_of
 
@@ -93,6 +94,7 @@ def prepare_training(config: TrainConfig, ground: Ground | None = None) -> Prepa
         ShaketableError: whatever in the config cannot be.
     """
     ground = ground or prepare(config)
+    require(config)
     plan = plan_of(config)
     parts = open_parts(config.data)
     splits = split(
@@ -139,7 +141,10 @@ def train(
         def show(event: Step | Epoch) -> None:
             if isinstance(event, Step):
                 stage.update((event.epoch - 1) * steps + event.step)
-            elif event.slices:
+                return
+            if first:
+                keep(config, prepared.state, prepared.spec, event)
+            if event.slices:
                 stage.update(event.epoch * steps, _note(event))
 
         driven = drive(

@@ -99,6 +99,8 @@ class TrainConfig(Settings):
     """Early stopping: end after so many evaluations without a new best."""
     save_every: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between two checkpoints."""
+    keep_every: Annotated[int | None, Field(ge=1)] = None
+    """Keep the weights of every so many epochs, in the run's folder epochs. Default: only the best and the last."""
     out: Path = Path("runs/train")
     """The run's folder."""
     resume: bool = False

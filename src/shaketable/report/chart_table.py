@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .model import Chart, Series, Table
+from .model import GRIDS, Chart, Series, Table
 from .values import Cell
 from .wording import decimals_of, number, percent
 
@@ -14,7 +14,7 @@ def chart_table(chart: Chart) -> Table:
     Checked by tests/report/test_figures.py.
     """
     title, words = f"Data: {chart.title}", written(chart)
-    if chart.kind == "heatmap":
+    if chart.kind in GRIDS:
         columns = (chart.y_label or "row", *(str(x_of(x)) for x in chart.series[0].x))
         rows = tuple((s.name, *line) for s, line in zip(chart.series, words, strict=True))
         return Table(title=title, columns=columns, rows=rows)

@@ -12,28 +12,21 @@ number and "2020-01" a date, and merge categories of the same name.
 from typing import Any
 
 from .chart_table import finite, written, x_of
-from .model import Chart, Report, Series
-from .wording import NOTHING, number, percent, shortened, visible
+from .escaping import plotly_text
+from .model import GRIDS, Chart, Report, Series
+from .surfaces import SPATIAL, grid_figure
+from .wording import NOTHING, number, percent
 
 TONES = 6  # colours of the page's palette; a seventh group has the first colour and another line and marker
 _DASHES = {"solid": "solid", "dash": "8px,5px", "dot": "2px,4px"}
 _SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up")
-_SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%": "&#37;"}
-
-
-def plotly_text(text: str, limit: int = 60) -> str:
-    """A text that Plotly shows as it is: no tag, entity, template or formula in it is acted on; shortened to `limit`.
-
-    Checked by tests/report/test_page.py, in a browser.
-    """
-    return "".join(_SPECIAL.get(c, c) for c in shortened(visible(text), limit))
 
 
 def tones(report: Report) -> dict[str, int]:
     """The number of each group in the order of first appearance, so that a model has one colour in the whole report."""
     order: dict[str, int] = {}
     metrics = [m.group for m in (*report.headline, *(m for s in report.sections for m in s.metrics))]
-    series = [_group(t) for s in report.sections for c in s.charts if c.kind != "heatmap" for t in c.series]
+    series = [_group(t) for s in report.sections for c in s.charts if c.kind not in GRIDS for t in c.series]
     for group in (*metrics, *series):
         if group is not None:
             order.setdefault(group, len(order))
@@ -61,6 +54,8 @@ def figure(chart: Chart, numbers: dict[str, int]) -> dict[str, Any]:
 
     Checked by tests/report/test_figures.py against the plotly package's own validators.
     """
+    if chart.kind in SPATIAL:
+        return grid_figure(chart, _layout(chart, []))
     categories = _categories(chart)
     if chart.kind == "heatmap":
         traces = [_heatmap(chart)]

@@ -22,7 +22,7 @@ from ..files import write_atomically
 from ..version import __version__
 from . import figures, wording
 from .chart_table import chart_table
-from .model import Chart, Report, Series, Table
+from .model import GRIDS, Chart, Report, Series, Table
 from .values import Cell, Estimate, Metric
 
 MAX_ROWS = 1000  # of one table on the page; report.json has all of them
@@ -155,7 +155,7 @@ def _scales(metrics: Sequence[Metric]) -> list[dict[str, str] | None]:
 
 def _drawing(chart: Chart, numbers: dict[str, int]) -> Drawing:
     keys = [_key(series, k, numbers) for k, series in enumerate(chart.series)]
-    shown = keys if len(keys) > 1 and chart.kind != "heatmap" else []
+    shown = keys if len(keys) > 1 and chart.kind not in GRIDS else []
     return Drawing(chart, _data_block(figures.figure(chart, numbers)), shown, chart_table(chart))
 
 

@@ -4,6 +4,7 @@ The model is the one source: `report.json` is it, the page and the terminal are 
 schema is made from it. Two runs of the same config and seed give the same report but for `volatile`.
 """
 
+import itertools
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -30,15 +31,23 @@ class Finding(Part):
     remedy: Text = ""
 
 
+Kind = Literal["line", "bar", "scatter", "heatmap", "contour", "surface", "volume"]
+
+GRIDS = ("heatmap", "contour", "surface", "volume")
+"""The kinds whose series are the rows of a grid."""
+
+
 class Series(Part):
-    """One line, one set of bars or points, or one row of a heat map.
+    """One line, one set of bars or points, or one row of a grid: of a heat map, a contour, a surface or a volume.
 
     Args:
-        name: as the legend shows it; in a heat map the row's label.
-        x: numbers, or texts for categories; in a heat map the columns' labels, the same in every row.
+        name: as the legend shows it; in a grid the row's label.
+        x: numbers, or texts for categories; in a grid the same in every row, and in all but a heat map numbers.
         y: one number for each x; None or NaN leaves a gap.
         low, high: the interval of each y, or neither.
         labels: a text for each point, shown on hover and in the table.
+        at: where a row lies: (y,) in a contour or a surface, (y, z) in a volume, where the rows of all y and z are there, z
+            by z and y by y.
         group: the model it belongs to, hence its colour; the name if None.
         dash: the line's style, for instance dotted for training and solid for test.
     """
@@ -49,6 +58,7 @@ class Series(Part):
     low: Items[Number | None] | None = None
     high: Items[Number | None] | None = None
     labels: Items[Text] | None = None
+    at: Items[Finite] | None = None
     group: Text | None = None
     dash: Literal["solid", "dash", "dot"] = "solid"
 
@@ -64,16 +74,26 @@ class Series(Part):
 
 
 class Chart(Part):
-    """A chart. The page shows it drawn, described and as a table; `description` is what one who cannot see it is told."""
+    """A chart. The page shows it drawn, described and as a table; `description` is what one who cannot see it is told.
 
-    kind: Literal["line", "bar", "scatter", "heatmap"]
+    Args:
+        z_label: of a contour and a surface what the values are; of a volume its third axis.
+        span: of a contour, a surface or a volume the values at the ends of the colours, so that several can be compared; what
+            lies beyond has the ends' colours. None: their own least and largest.
+        path: a line of points that is drawn over a contour.
+    """
+
+    kind: Kind
     title: Name
     series: Annotated[Items[Series], Field(min_length=1)]
     x_label: Text
     y_label: Text
+    z_label: Text = ""
     y_format: Literal["number", "percent"] = "number"
     x_scale: Literal["linear", "log"] = "linear"
     y_scale: Literal["linear", "log"] = "linear"
+    span: tuple[Finite, Finite] | None = None
+    path: Series | None = None
     caption: Text = ""
     description: Name
 
@@ -83,9 +103,32 @@ class Chart(Part):
             raise ValueError(
                 "series: expected x of one kind, found both numbers and texts. Write all of them as texts."
             )
-        if self.kind == "heatmap" and len({s.x for s in self.series}) > 1:
-            raise ValueError("series: expected the same x in every row of a heat map. Fill what is missing with None.")
+        if self.kind in GRIDS and len({s.x for s in self.series}) > 1:
+            raise ValueError(
+                f"series: expected the same x in every row of a {self.kind}. Fill what is missing with None."
+            )
+        wanted = {"contour": 1, "surface": 1, "volume": 2}.get(self.kind, 0)
+        if any(len(s.at or ()) != wanted for s in self.series):
+            raise ValueError(f"series: expected {wanted} numbers in the `at` of each, since it is a {self.kind}.")
+        if wanted:
+            self._check_grid()
+        elif self.span is not None or self.z_label:
+            raise ValueError("span, z_label: expected none. They are for a contour, a surface or a volume.")
+        if self.path is not None and (self.kind != "contour" or any(isinstance(x, str) for x in self.path.x)):
+            raise ValueError("path: expected numbers, over a contour. Leave it out elsewhere.")
+        if self.span is not None and not self.span[0] < self.span[1]:
+            raise ValueError(f"span: expected low < high, found {self.span}. Leave it out.")
         return self
+
+    def _check_grid(self) -> None:
+        """Numbers along x, and rows in their order, none missing."""
+        columns = [tuple(dict.fromkeys(at)) for at in zip(*(s.at or () for s in self.series), strict=True)]
+        axes = [self.series[0].x, *columns]
+        rising = all(not isinstance(b, str) and a < b for axis in axes for a, b in itertools.pairwise(axis))
+        if not rising or any(isinstance(x, str) for x in self.series[0].x):
+            raise ValueError("series: expected rising numbers along each axis of a grid. Sort its rows and columns.")
+        if [s.at for s in self.series] != [tuple(reversed(at)) for at in itertools.product(*reversed(columns))]:
+            raise ValueError("series: expected the rows of a whole grid, in order. Fill what is missing with None.")
 
     @property
     def categorical(self) -> bool:

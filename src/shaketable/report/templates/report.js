@@ -35,11 +35,14 @@
     layout.width = plot.div.clientWidth;
     layout.height = plot.div.clientHeight;
     layout.uirevision = "zoom"; // what the reader zoomed to outlives a change of theme
-    layout.dragmode = coarse.matches ? false : "zoom";
-    if (coarse.matches) for (const axis of [layout.xaxis, layout.yaxis]) axis.fixedrange = true;
+    if (layout.scene) layout.scene.uirevision = "zoom";
+    else layout.dragmode = coarse.matches ? false : "zoom";
+    if (coarse.matches && !layout.scene) for (const axis of [layout.xaxis, layout.yaxis]) axis.fixedrange = true;
     return Plotly.react(plot.div, data, layout, { displayModeBar: false, scrollZoom: false, showTips: false });
   };
   const drawAll = () => plots.forEach(draw);
+
+  const inSpace = () => Boolean(document.createElement("canvas").getContext("webgl"));
 
   const begin = (figure) => {
     const plot = {
@@ -47,6 +50,7 @@
       figure: JSON.parse(figure.querySelector("script").textContent),
       off: new Set(),
     };
+    if (plot.figure.layout.scene && !inSpace()) return; // its table stays
     figure.classList.add("drawn");
     plot.div.style.minHeight = `${plot.figure.height}px`;
     draw(plot).then(
