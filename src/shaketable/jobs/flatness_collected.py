@@ -106,10 +106,10 @@ def contrasts_of(plan: FlatnessPlan, measured: Measured, seeds: Sequence[int]) -
         return None
     columns = (*measured.measures, *LOSSES)
     wanted = [(cell.name, (cell.name, "last"), (base, "last")) for cell in plan.cells if cell.name != base]
-    stopped: list[tuple[str, tuple[str, str], tuple[str, str]]] = []
-    if {"last", "best"} <= set(plan.table.checkpoints):
+    early = [cell.name for cell in plan.cells if {"last", "best"} <= set(plan.checkpoints(cell.name))]
+    if base in early:
         wanted.insert(0, (f"early stopping of {base}", (base, "best"), (base, "last")))
-        stopped = [(c.name, (c.name, "best"), (c.name, "last")) for c in plan.cells if c.name != base]
+    stopped = [(name, (name, "best"), (name, "last")) for name in early if name != base]
     others, second = (
         _adjusted([_contrast(measured, seeds, columns, *one) for one in part]) for part in (wanted, stopped)
     )  # fmt: skip

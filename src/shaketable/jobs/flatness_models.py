@@ -103,7 +103,7 @@ def rows_of(plan: FlatnessPlan, outcomes: Mapping[str, Outcome]) -> list[Row]:
         run = outcome.run
         if outcome.report is None or run.cell.name not in shown:
             continue
-        for which in plan.table.checkpoints:
+        for which in plan.checkpoints(run.cell.name):
             path = run.folder / f"{which}.safetensors"
             if path.is_file():
                 config = plan.config.model_copy(update={"model": (str(path),)})

@@ -5,6 +5,7 @@ measures = ["average(xi=0.5)", "worst(xi=0.00075)"]   # as `shaketable flatness 
 count = 250                     # test images, the first ones
 attack = "pgd(steps=20)"        # default: the base's evaluation; norm and eps too are the base's, for all cells
 checkpoints = ["last", "best"]  # the best epoch is early stopping
+early_stopped = ["at"]          # the cells whose best epoch is measured; default: all
 baseline = "at"                 # the cell that others are compared with; default: the first that is shown
 families = {at-awp-02 = "at-awp"}   # default: each cell is a family, with its seeds and checkpoints
 
@@ -44,6 +45,7 @@ class FlatnessTable(Strict):
     threads: Annotated[int | None, Field(ge=1)] = 1
     device: str = "cpu"
     checkpoints: Annotated[tuple[Which, ...], Field(min_length=1)] = ("last", "best")
+    early_stopped: tuple[str, ...] | None = None
     baseline: str | None = None
     families: dict[str, Title] = Field(default_factory=dict)
 
@@ -78,6 +80,11 @@ class FlatnessPlan:
     baseline: str | None
     config: FlatnessConfig
 
+    def checkpoints(self, cell: str) -> tuple[Which, ...]:
+        """Which checkpoints of a cell's runs are measured."""
+        only = self.table.early_stopped
+        return tuple(w for w in self.table.checkpoints if w == "last" or only is None or cell in only)
+
     def family(self, name: str) -> str:
         """The family of a cell or a model."""
         given = self.models[name].family if name in self.models else None
@@ -102,7 +109,7 @@ def plan_of(recipe: Recipe, where: str) -> FlatnessPlan:
     for name in models:
         if name in recipe.cells:
             raise ConfigError(f"{where}: models.{name}", "a name that no cell has", name, "Rename the model.")
-    for name in (*table.families, *([table.baseline] if table.baseline else [])):
+    for name in (*table.families, *(table.early_stopped or ()), *([table.baseline] if table.baseline else [])):
         if name not in names:
             known = "a training of this recipe that is shown"
             raise ConfigError(f"{where}: flatness", known, repr(name), nearest(name, names))
