@@ -186,7 +186,7 @@ def test_passes_are_counted(keep: Any, fill: Make) -> None:
         model, x, y, seed=1, within=LINF, by=PGD(2, keep=keep), restarts=2, reference_restarts=2, batch_size=11
     )
     more = 2 if keep == "best" else 0
-    assert found.calls == Calls(21 * (2 * (2 + 1) + more + 3 * (2 + 1) + 2), 21 * (2 * 2 + 3 * 2))
+    assert found.calls == Calls(21 * (2 * (2 + 1) + more + 2 * (2 + 1) + 2), 21 * (2 * 2 + 2 * 2))
     assert model.seen == found.calls.forward
     model.seen = 0
     clean = worst(model, x, y, seed=1, loss="clean", by=PGD(2, keep=keep), restarts=2, batch_size=11)
