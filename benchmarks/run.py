@@ -31,6 +31,7 @@ from rich.table import Table
 torch.set_num_threads(1)
 
 from cells import Comparison, passes, plain_pgd, robust_accuracy  # noqa: E402
+from flatness_precision import one_model, two_models  # noqa: E402
 from steps import Setting, additions, whole_steps  # noqa: E402
 from subjects import subject, untrained_resnet  # noqa: E402
 
@@ -67,6 +68,8 @@ def _cells(images: int, repetitions: int) -> dict[str, Callable[[], Iterator[Com
     cells: dict[str, Callable[[], Iterator[Comparison]]] = {
         "plain PGD": partial(plain_pgd, images, repetitions),
         "quick twin": partial(passes, images, repetitions),
+        "flatness, one model": partial(one_model, images, repetitions),
+        "flatness, a difference": partial(two_models, images, repetitions),
     }
     for name in ("AT-AWP", "ordinary"):
         for steps in (10, 20, 50):
@@ -89,7 +92,7 @@ def _training(images: int, repetitions: int) -> Iterator[tuple[str, Callable[[],
     yield "small CNN", measure(whole_steps, partial(small, 10), 12)
     yield "small CNN, what AWP adds", measure(additions, partial(small, 2), 40)
     yield "PreAct ResNet-18", measure(whole_steps, partial(resnet, 8, 10), 1)
-    for batch, times in ((8, 2), (32, 1)):
+    for batch, times in ((8, 2), (128, 1)):
         yield f"PreAct ResNet-18, what AWP adds, batch {batch}", measure(additions, partial(resnet, batch, 2), times)
 
 

@@ -1,5 +1,5 @@
-"""The networks that are attacked: one trained by AT-AWP, one in the ordinary way, both trained once and kept in .cache; and
-a PreAct ResNet-18 as it is initialised, on random images of CIFAR's shape, for times alone."""
+"""The networks that are attacked: trained by AT-AWP, by AT, and in the ordinary way, each once and kept in .cache; and a
+PreAct ResNet-18 as it is initialised, on random images of CIFAR's shape, for times alone."""
 
 import hashlib
 import json
@@ -30,6 +30,7 @@ RECIPES = {
         "steps": 5,
         "step": 0.5,
     },
+    "AT": {"images": 500, "epochs": 60, "batch": 50, "rate": 0.1, "steps": 5, "step": 0.5},
     "ordinary": {"images": 5000, "epochs": 8, "batch": 50, "rate": 0.05},
 }
 
@@ -51,7 +52,7 @@ def subject(name: str, count: int) -> Subject:
     key = hashlib.sha256(json.dumps([recipe, torch.__version__, 2]).encode()).hexdigest()[:12]
     path, model = CACHE / f"{name}-{key}.safetensors", _network()
     if not path.exists():
-        train = _train_awp if "gamma" in recipe else _train_ordinary
+        train = _train_robust if "steps" in recipe else _train_ordinary
         train(model, recipe)
         CACHE.mkdir(exist_ok=True)
         save_file(model.state_dict(), path)
@@ -82,14 +83,14 @@ def _batches(recipe: dict, epoch: int) -> Iterator[Batch]:
     return data.batches(recipe["batch"], order)
 
 
-def _train_awp(model: nn.Module, recipe: dict) -> None:
+def _train_robust(model: nn.Module, recipe: dict) -> None:
     model.train()
     optimiser = torch.optim.SGD(model.parameters(), recipe["rate"], momentum=0.9, weight_decay=5e-4)
     ball, by = Ball("linf", EPS, box=(0, 1)), PGD(recipe["steps"], recipe["step"])
     for epoch in range(recipe["epochs"]):
         factor = 0.1 ** sum(epoch >= share * recipe["epochs"] for share in (0.5, 0.75))
         optimiser.param_groups[0]["lr"] = recipe["rate"] * factor
-        perturbation = awp(recipe["gamma"]) if epoch >= recipe["warmup"] else None
+        perturbation = awp(recipe["gamma"]) if "gamma" in recipe and epoch >= recipe["warmup"] else None
         for index, batch in enumerate(_batches(recipe, epoch)):
             train_step(
                 model, optimiser, at(), batch.x, batch.y, within=ball, by=by, weights=perturbation,

@@ -32,7 +32,7 @@ title = "Flatness at a very small size"
 question = "Does the whole of it run?"
 seeds = [0, 1]
 [base]
-train_count = 60
+train_count = 40
 validation_count = 20
 test_count = 40
 eps = 0.03
@@ -50,7 +50,7 @@ label_noise = 0.4
 [flatness]
 measures = ["average(samples=2, reference_restarts=1)", "worst(xi=0.003, restarts=1, reference_restarts=1)"]
 count = 20
-evaluate_count = 60
+evaluate_count = 40
 [models.again]
 path = "{again}"
 family = "at"
@@ -190,7 +190,7 @@ def test_a_recipes_models_are_measured_compared_and_correlated(measured: Report,
     assert named["noise"]["differences"][first]["values"]["1"] == pytest.approx(difference)
     assert "early stopping of at" in named
     titles = [section.title for section in measured.sections]
-    assert titles[:2] == ["Flatter than at?", "Robustness beside it"]
+    assert titles[:2] == ["Flatter than the baseline, at?", "Robustness beside it"]
     assert "What goes with robust_loss" in titles
     assert measured.hashes.models["at/seed-0/last"]
 

@@ -20,7 +20,7 @@ from shaketable.flatness.layers import layers_ball
 Make = Callable[..., Any]
 EPS = 0.05
 LINF = Ball("linf", EPS, box=(0.0, 1.0))
-OPTIONS: dict[str, Any] = {"seed": 1, "within": LINF, "by": PGD(3), "batch_size": 5}
+OPTIONS: dict[str, Any] = {"seed": 1, "within": LINF, "by": PGD(2, 0.5), "batch_size": 8}
 
 
 def data(n: int = 12, shape: tuple[int, ...] = (10,), classes: int = 2, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -47,15 +47,15 @@ def linear_losses(w: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[float, fl
     return tuple(float(F.softplus(e * slope.abs().sum(1) - margin).mean()) for e in (EPS, 0.0))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-def test_a_linear_model_in_closed_form_at_every_point(dims: int, fill: Make) -> None:
+@pytest.mark.parametrize(("dims", "points"), [(1, 5), (2, 3)])
+def test_a_linear_model_in_closed_form_at_every_point(dims: int, points: int, fill: Make) -> None:
     model = fill(nn.Linear(10, 2))
     x, y = data()
-    found = landscape(model, x, y, dims=dims, points=5, lines=2, **OPTIONS | {"by": PGD(8, 0.5)})
-    assert found.grids == ((-1.0, -0.5, 0.0, 0.5, 1.0),) * dims
-    for line, points in enumerate(found.lines):
+    found = landscape(model, x, y, dims=dims, points=points, lines=2, **OPTIONS | {"by": PGD(4, 1.0), "batch_size": 12})
+    assert found.grids == (grid(points),) * dims
+    for line, row in enumerate(found.lines):
         axes = Random()(model, x, y, seed=1, dims=dims, line=line)
-        for point, place in zip(points, itertools.product(*found.grids), strict=True):
+        for point, place in zip(row, itertools.product(*found.grids), strict=True):
             assert point.coordinates == place
             w = {
                 n: t + sum(c * d[n] for c, d in zip(place, axes.directions, strict=True))
@@ -64,7 +64,7 @@ def test_a_linear_model_in_closed_form_at_every_point(dims: int, fill: Make) -> 
             assert (point.robust_loss, point.clean_loss) == pytest.approx(linear_losses(w, x, y), abs=1e-6)
     robust, clean = found.values("robust_loss"), found.values("clean_loss")
     assert all(r.value > c.value for r, c in zip(robust, clean, strict=True))
-    assert len(robust) == 5**dims
+    assert len(robust) == points**dims
     assert robust[0].value == pytest.approx((found.lines[0][0].robust_loss + found.lines[1][0].robust_loss) / 2)
 
 
@@ -85,7 +85,7 @@ def test_at_the_origin_it_is_the_measured_loss(kind: Any, fill: Make) -> None:
     model = fill(Net())
     x, y = data(shape=(1, 6, 6), classes=3)
     found = landscape(model, x, y, along=kind, lines=1, points=3, **OPTIONS)
-    base = measure(model, x, y, LINF, by=PGD(3), generator=generator(1, "flatness starts", -1), batch_size=5)
+    base = measure(model, x, y, LINF, by=PGD(2, 0.5), generator=generator(1, "flatness starts", -1), batch_size=8)
     point = found.lines[0][1]
     assert point.coordinates == (0.0,)
     assert point.robust_loss == float(base.robust_loss.mean())

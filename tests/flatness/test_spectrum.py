@@ -32,12 +32,12 @@ def dense(hessian: LossHessian) -> torch.Tensor:
 
 def test_the_trace_is_within_its_error(hessian: LossHessian) -> None:
     matrix = dense(hessian)
-    found = trace(hessian, seed=0, probes=160, block=40)
+    found = trace(hessian, seed=0, probes=80, block=40)
     assert abs(found.value.value - float(matrix.trace())) < 4 * found.error
     off = matrix - matrix.diag().diag()
-    assert found.error == pytest.approx(math.sqrt(2 * float((off**2).sum()) / 160), rel=0.25)
-    assert found.error < abs(float(matrix.trace())) / 10
-    assert found.value.n == len(set(found.forms)) == 160
+    assert found.error == pytest.approx(math.sqrt(2 * float((off**2).sum()) / 80), rel=0.3)
+    assert found.error < abs(float(matrix.trace())) / 5
+    assert found.value.n == len(set(found.forms)) == 80
 
 
 def test_over_a_basis_the_trace_is_exact(hessian: LossHessian, fill: Make) -> None:
@@ -68,11 +68,11 @@ def test_probes_are_signs_of_their_seed(hessian: LossHessian) -> None:
 def test_moments_are_the_means_of_the_dense_matrixs_powers(power: int, hessian: LossHessian) -> None:
     matrix = torch.linalg.matrix_power(dense(hessian), power)
     exact = float(matrix.trace()) / hessian.size
-    found = density(hessian, seed=0, probes=24, steps=3).moment(power)
-    assert abs(found.value - exact) < 4 * found.deviation / math.sqrt(24)
-    full = [signs(hessian.size, 0, k) for k in range(24)]  # quadrature of 3 steps is exact up to the fifth power
+    found = density(hessian, seed=0, probes=16, steps=3).moment(power)
+    assert abs(found.value - exact) < 4 * found.deviation / math.sqrt(16)
+    full = [signs(hessian.size, 0, k) for k in range(16)]  # quadrature of 3 steps is exact up to the fifth power
     forms = [float(v @ matrix @ v) / hessian.size for v in full]
-    assert found.value == pytest.approx(sum(forms) / 24, abs=1e-12)
+    assert found.value == pytest.approx(sum(forms) / 16, abs=1e-12)
 
 
 def test_with_steps_for_all_the_nodes_are_the_eigenvalues(hessian: LossHessian) -> None:

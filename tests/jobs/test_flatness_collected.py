@@ -8,7 +8,7 @@ from scipy import stats
 
 from shaketable.jobs.flatness_collected import Contrasts, columns_of, contrasts_of, sheet_of
 from shaketable.jobs.flatness_contrasts_report import contrast_metrics, contrast_sections, contrast_sentences
-from shaketable.jobs.flatness_models import Found, Measured, Row, row_name
+from shaketable.jobs.flatness_models import Found, Measured, Row, _useless, row_name
 from shaketable.jobs.flatness_recipe import FlatnessPlan, plan_of
 from shaketable.jobs.flatness_standing import Standing
 from shaketable.jobs.flatness_table import Choices, table_of
@@ -70,14 +70,15 @@ def test_what_is_said_is_what_the_intervals_say(contrasts: Contrasts):
     first, second = contrast_sentences(contrasts)
     assert (
         first
-        == "average of the last epoch, against at, by seed: flatter: awp; not told apart: early stopping of at, sam."
+        == "average of the last epoch, against at, by seed: flatter: awp; not told apart: early stopping of at, sam; "
+        "after Holm's adjustment for all of them: none."
     )
     assert second == (
         "Of the 1 comparisons that are flatter by average, 1 have a lower robust loss on test images; of the 2 comparisons "
         "that are not flatter by average, 0 have a lower robust loss on test images (intervals below 0)."
     )
     titles = [section.title for section in contrast_sections(contrasts)]
-    assert titles == ["Flatter than at?", "Robustness beside it", "Early stopping of every cell"]
+    assert titles == ["Flatter than the baseline, at?", "Robustness beside it", "Early stopping of every cell"]
     assert [m.name for m in contrast_metrics(contrasts, 2)] == ["average: early stopping of at", "average: awp"]
 
 
@@ -91,6 +92,10 @@ def test_constant_predictors_and_missing_runs_are_in_no_pair(plan: FlatnessPlan,
     assert made is not None
     assert list(made.others[1].differences["average"].values) == [5, 7]
     assert list(made.others[2].differences["average"].values) == [6, 7]
+    rows = [f for f in rows if f.row.cell != "sam"]
+    fewer = contrasts_of(plan, Measured(tuple(rows), measured.same, ("average",), (), {}), SEEDS)
+    assert fewer is not None
+    assert "No pair for sam: not trained, or no better than constant predictors." in contrast_sentences(fewer)
     nothing = contrasts_of(plan, Measured((), {}, ("average",), (), {}), SEEDS)
     assert nothing is not None
     assert contrast_sentences(nothing) == ()
@@ -113,3 +118,17 @@ def test_the_table_has_every_model_and_reads_as_the_command_reads_it(plan: Flatn
     assert set(table.models.families) == {"at", "awp", "sam"}
     assert table.models.constant == (False,) * 17 + (True,)
     assert math.isnan(table.models.columns["robust_loss"][-1])
+
+
+@pytest.mark.parametrize(
+    ("clean_error", "constant", "useless"),
+    [(0.5, False, False), (0.904, False, True), (0.87, False, True), (0.86, False, False), (0.0, True, True)],
+)
+def test_a_model_that_is_no_better_than_the_most_frequent_class_is_of_no_use(
+    clean_error: float, constant: bool, useless: bool
+):
+    standing = Standing(2.3, 0.9, 2.3, clean_error, 0.1, constant, 500)
+    assert _useless(standing, 0.1) is useless
+    if not constant:
+        exact = stats.binomtest(round(500 * (1 - clean_error)), 500, 0.1, alternative="greater").pvalue
+        assert bool(exact >= 0.01) is useless

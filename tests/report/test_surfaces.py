@@ -128,7 +128,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "page.html").as_uri()
 
 
-@pytest.mark.parametrize("webgl", [True, False])
+@pytest.mark.parametrize("webgl", [pytest.param(True, marks=pytest.mark.full), False])
 def test_the_page_draws_them_or_shows_their_tables(browser: Any, page: str, webgl: bool) -> None:
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     context.set_offline(True)

@@ -15,6 +15,7 @@ from ..core.measure import Measured, measure
 from ..core.places import Select, weights
 from ..core.seeds import own_random_state
 from .layers import layer_weights, layers_ball
+from .remembered import recalled
 
 Loss = Literal["robust", "clean"]
 Logits = Callable[[Tensor], Tensor]
@@ -116,12 +117,17 @@ def origin_and_ball(model: nn.Module, xi: Any, select: Select | None) -> tuple[d
 
 
 def reference(of: LossAt, seed: int, restarts: int) -> tuple[Measured, dict[str, float]]:
-    """The losses at the weights themselves, and the facts that each measure reports of them.
+    """The losses at the weights themselves, and the facts that each measure reports of them; see also `remembering`.
 
     Raises:
         GradientError: the attack saw no gradient for any image, though the predictions differ.
         InputError: a loss that is not finite.
     """
+    parts = (of.model, of.x, of.y, of.loss, of.within, of.by, of.logits, of.batch_size, seed, restarts)
+    return recalled(parts, lambda: _reference(of, seed, restarts))
+
+
+def _reference(of: LossAt, seed: int, restarts: int) -> tuple[Measured, dict[str, float]]:
     found = of(None, generator(seed, "flatness starts", -1), restarts=restarts)
     require_finite(found.robust_loss, "at the weights themselves")
     constant, calls = _constant(of, found, seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..core import InputError
 
-CONSTANT = "a constant predictor, which is perfectly flat and of no use"
+CONSTANT = "a constant predictor, or no better than one: flat, and of no use"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Models:
         columns: name -> a number for each model; NaN where there is none.
         families: of each model, such as the method whose seeds or hyper-parameters it is one of; its own name where it
             stands alone.
-        constant: whether each model gives one answer for every input; empty: none of them does.
+        constant: whether each model gives one answer for every input, or is no better than that; empty: none is.
 
     Raises:
         InputError: columns, families or constant of another length than names, or a name that is there twice.

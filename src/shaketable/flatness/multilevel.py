@@ -71,7 +71,8 @@ def sample(
         passes: what f_l costs in addition, for each level.
         standard_error: what is asked for.
         pilot: draws at every level from which the plan is made; a multiple of 4, 8 or more.
-        most: passes at most. Where they do not suffice, as much as they allow is planned, and the plan says so.
+        most: passes at most, a fourth of them for each fold. Where they do not suffice, as much as they allow is planned, and
+            the plan says so.
         progress: called with (draws done, draws planned).
 
     The number of draws at each level minimises the passes for the variance that the pilot shows: N_l goes with
@@ -135,20 +136,22 @@ def _allocate(covariance: Any, passes: Sequence[int], target: float, least: int,
 
     if enough(0.0):
         return counts(0.0), False
-    low, high = 0.0, 1.0
-    while not enough(high) and affordable(high):
-        low, high = high, 2 * high
-    limited = not affordable(_smallest(enough, low, high)) if enough(high) else True
-    scale = _smallest(lambda s: not affordable(s), low, high, below=True) if limited else _smallest(enough, low, high)
-    return counts(scale), limited
+    scale = 1.0
+    while not enough(scale) and affordable(scale):
+        scale *= 2
+    if enough(scale):
+        scale = _bisect(enough, scale)[1]
+    short = not affordable(scale)
+    return counts(_bisect(lambda s: not affordable(s), scale)[0] if short else scale), short
 
 
-def _smallest(reached: Callable[[float], bool], low: float, high: float, *, below: bool = False) -> float:
-    """Where a condition begins to hold between two numbers, by bisection; with `below`, just before."""
-    for _ in range(60):
+def _bisect(reached: Callable[[float], bool], high: float) -> tuple[float, float]:
+    """Numbers between 0 and one where a condition holds, next to each other, before and after it begins to hold."""
+    low = 0.0
+    while high - low > 1e-4 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return low if below else high
+    return low, high
 
 
 def _shares(variances: Any, passes: Sequence[int]) -> Any:

@@ -81,7 +81,7 @@ def trajectory(models: Sequence[nn.Module], *, dims: int = 2) -> Trajectory:
         direction = mix @ (rows - rows.mean(0))
         along = coordinates @ direction
         sign = -1.0 if float(along[along.abs().argmax()]) < 0 else 1.0
-        path.append(sign * along)
+        path.append(sign * along + 0.0)  # no -0
         planes.append(sign * mix)
     axes = Axes(states[-1], tuple(_direction(mix, states) for mix in planes), _limits(states, parameters))
     left = (coordinates.norm(dim=1) ** 2 - sum(p**2 for p in path)).clamp(min=0).sqrt()

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core import Calls, DataError, ModelError
 from ..data import Dataset, open_dataset
 from ..files import sha256_of
+from ..flatness.remembered import new_memory, remembering
 from ..flatness.result import Flatness
 from ..models import Loaded, fingerprint, load
 from ..runs import Cell, Task, canonical
@@ -23,6 +24,8 @@ from ..stats import Mean
 from .choices import spec_for
 from .flatness_measures import Chosen
 from .flatness_measures import to_json as choice_json
+
+_references = new_memory()  # this process's: radii and cases of one model share theirs
 
 RUN = "shaketable.jobs.flatness_cells:measure"
 
@@ -105,7 +108,8 @@ def measure(arguments: dict[str, Any], progress: Callable[[int, int], None] | No
     data, x, y = images_at(arguments["images"], arguments["data_sha"], str(device))
     loaded = model_at(arguments["model"], arguments["model_sha"], str(device), data)
     chosen = Chosen(**arguments["measure"])
-    return to_json(chosen(loaded.model, x, y, seed=arguments["seed"], progress=progress))
+    with remembering(_references):
+        return to_json(chosen(loaded.model, x, y, seed=arguments["seed"], progress=progress))
 
 
 def images_at(place: Mapping[str, Any], sha256: str, device: str) -> tuple[Dataset, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..report import Chart, Series
 from ..stats import Mean
 from .flatness import Measured
-from .flatness_text import is_run, radius_of, sized, title_of
+from .flatness_text import is_curvature, is_run, radius_of, sized, title_of
 
 _DASHES: dict[str, Literal["solid", "dash", "dot"]] = {"train": "dot", "test": "solid"}
 RUN = "run"  # the colour of all checkpoints of a run
@@ -44,7 +44,7 @@ def along_charts(known: Sequence[Measured]) -> tuple[Chart, ...]:
     for title, group in _by_title(known, radii=True).items():
         series = _series(group, _epoch, of_run=True)
         chart = Chart(
-            kind="line", title=f"{title} along the run", series=series, x_label="epoch", y_label=_LABEL,
+            kind="line", title=f"{title} along the run", series=series, x_label="epoch", y_label=_label(group),
             description=_ends(series, "epoch"),
         )  # fmt: skip
         charts.append(chart)
@@ -61,7 +61,12 @@ def model_charts(known: Sequence[Measured]) -> tuple[Chart, ...]:
             series.append(_line(f"{part} images", [(one.measurement.subject.source.name, _value(one)) for one in own]))
         told = "; ".join(f"{x}: {y:.3g}" for s in series for x, y in zip(s.x, s.y, strict=True) if y is not None)
         chart = Chart(
-            kind="bar", title=f"{title} of each model", series=series, x_label="", y_label=_LABEL, description=told
+            kind="bar",
+            title=f"{title} of each model",
+            series=series,
+            x_label="",
+            y_label=_label(group),
+            description=told,
         )
         charts.append(chart)
     return tuple(charts)
@@ -110,6 +115,11 @@ def _ends(series: Sequence[Series], what: str) -> str:
     return "; ".join(
         f"{s.name}: {s.y[0]:.3g} at {what} {s.x[0]:g}, {s.y[-1]:.3g} at {what} {s.x[-1]:g}" for s in series
     )  # fmt: skip
+
+
+def _label(group: Sequence[Measured]) -> str:
+    found = group[0].found
+    return "eigenvalue" if found is not None and is_curvature(found) else _LABEL
 
 
 def _value(one: Measured) -> Mean:

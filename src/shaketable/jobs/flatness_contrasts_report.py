@@ -10,23 +10,39 @@ from .study_charts import difference_chart
 from .study_recipe import Compare
 from .study_summary import Comparison, Difference, Measure
 
+_LEVEL = 0.05
+_SIDES = ("flatter", "sharper", "not told apart")
 _NOTE = (
     "Paired by seed; 95 % Student intervals over the seeds. p: two-sided, Student's paired test; Holm's adjusts for "
 )
 
 
 def contrast_sentences(found: Contrasts) -> tuple[str, ...]:
-    """For each measure: what is flatter, what is sharper, what is not told apart; and whether that goes with robustness."""
-    lines: list[str] = []
-    for measure in _measures(found):
-        sides: dict[str, list[str]] = {"flatter": [], "sharper": [], "not told apart": []}
-        for contrast in found.others:
-            difference = contrast.differences.get(measure)
-            if difference is not None and difference.mean.n > 1:
-                sides[_side(difference)].append(contrast.name)
-        parts = [f"{side}: {', '.join(names)}" for side, names in sides.items() if names]
+    """For each measure: what is flatter and what is sharper; and whether that goes with robustness.
+
+    What the first measure does not tell apart is named; of the others it is what they do not name.
+    """
+    lines, nothing = list[str](), list[str]()
+    for k, measure in enumerate(_measures(found)):
+        known = {c.name: d for c in found.others if (d := c.differences.get(measure)) is not None and d.mean.n > 1}
+        sides = {side: [name for name, d in known.items() if _side(d) == side] for side in _SIDES}
+        told = bool(sides["flatter"] or sides["sharper"])
+        if not told and k:
+            nothing += [measure] if known else []
+            continue
+        parts = [
+            f"{side}: {', '.join(names)}" for side, names in sides.items() if names and (k == 0 or side != _SIDES[2])
+        ]
+        if told:
+            holm = [name for name, d in known.items() if (d.holm if d.holm is not None else 1.0) < _LEVEL]
+            parts.append(f"after Holm's adjustment for all of them: {', '.join(holm) or 'none'}")
         if parts:
             lines.append(f"{measure} of the last epoch, against {found.baseline}, by seed: {'; '.join(parts)}.")
+    missing = [c.name for c in found.others if not c.differences]
+    if lines and missing:
+        lines.append(f"No pair for {', '.join(missing)}: not trained, or no better than constant predictors.")
+    if nothing:
+        lines.append(f"No interval excludes 0 by {'; '.join(nothing)}.")
     return (*lines, *_with_robustness(found)) if lines else ()
 
 
@@ -59,7 +75,7 @@ def contrast_sections(found: Contrasts) -> tuple[Section, ...]:
     charts = [c.model_copy(update={"title": f"{c.title}: {m}"}) for c, m in zip(charts, measures, strict=False)]
     sections = [
         Section(
-            title=f"Flatter than {found.baseline}?",
+            title=f"Flatter than the baseline, {found.baseline}?",
             text=_text(found),
             charts=charts,
             tables=tuple(_table(found.others, m) for m in measures if _known(found.others, m)),
@@ -104,7 +120,7 @@ def _measures(found: Contrasts) -> list[str]:
 
 def _side(difference: Difference) -> str:
     mean = difference.mean
-    return "flatter" if mean.high < 0 else "sharper" if mean.low > 0 else "not told apart"
+    return _SIDES[0] if mean.high < 0 else _SIDES[1] if mean.low > 0 else _SIDES[2]
 
 
 def _known(contrasts: Sequence[Contrast], column: str) -> list[tuple[Comparison, Difference]]:
@@ -135,7 +151,7 @@ def _wide(title: str, contrasts: Sequence[Contrast], columns: Sequence[str], *, 
     """A row a comparison, a column a quantity with its difference and, if asked for, p by Holm's."""
     shown = [column for column in columns if any(column in c.differences for c in contrasts)]
     rows: list[tuple[Any, ...]] = []
-    for c in contrasts:
+    for c in (c for c in contrasts if c.differences):
         found = [c.differences.get(column) for column in shown]
         rows.append((c.name, *(x for d in found for x in [d and d.mean, d and short(d.holm)][: 1 + p])))
     names = [name for column in shown for name in [column, "p, Holm"][: 1 + p]]

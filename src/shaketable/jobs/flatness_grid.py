@@ -192,7 +192,9 @@ def _measured_section(grid: Grid) -> Section:
     rows: tuple[Any, ...] = tuple((key, str(value)) for key, value in table.model_dump(mode="json").items())
     text = (
         f"Robust loss and error by {config.attack}, {config.norm} {config.eps:.4g}, every image attacked to the end: the same "
-        "for all cells, whatever they were trained with. Confidence is the mean largest probability on clean test images. "
+        "for all cells, whatever they were trained with. Confidence is the mean largest probability on clean test images. A "
+        "model whose accuracy on test and on training images is not significantly above the most frequent class's share (exact "
+        "binomial tests, p < .01) is no better than a constant predictor, and is refused a rank. "
         + ". ".join(grid.measured.notes)
     )
     notes = "\n\n".join(" ".join(part.split()) for part in recipe.notes.split("\n\n"))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Chosen:
             raise ConfigError("measures", "a measure of flatness", f"{self.text}: {type(made).__name__}", remedy)
         names = {f.name for f in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set[str]()
         if "preset" in names and "preset" not in parse(self.text, "measures")[1]:
-            made = dataclasses.replace(made, preset=self.preset)  # pyright: ignore[reportArgumentType]
+            made = replace(made, preset=self.preset)  # pyright: ignore[reportArgumentType]
         if isinstance(made, Average) and made.loss == "robust" and self.standard_error is not None:
             return self._precise(made)
         return made
@@ -169,16 +169,24 @@ def _text(name: str, arguments: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=64)
 def _passes(chosen: Chosen) -> float:
-    """Passes an image, counted on a net and two images that cost nothing: they do not depend on the model's size."""
+    """Passes an image, counted on a net and two images that cost nothing: they do not depend on the model's size.
+
+    They grow linearly with the attack's steps, so that they are counted for one step and for two.
+    """
+    chosen = replace(chosen, standard_error=None)  # how many draws that takes is not known before
+    try:
+        one, two = (_counted(chosen, replace(chosen.by, steps=steps)) for steps in (1, 2))
+    except Exception:  # a measure that needs more than that
+        return 1.0
+    return one + (chosen.by.steps - 1) * (two - one)
+
+
+def _counted(chosen: Chosen, by: PGD) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     x, y = torch.tensor([0.2, 0.8]).repeat_interleave(4).reshape(2, 1, 2, 2), torch.tensor([0, 1])
-    chosen = dataclasses.replace(chosen, standard_error=None)  # how many draws that takes is not known before
-    try:
-        calls = chosen(model, x, y, seed=0).calls
-    except Exception:  # a measure that needs more than that
-        return 1.0
+    calls = chosen.measure(model, x, y, seed=0, within=chosen.within, by=by, batch_size=chosen.batch_size).calls
     return (calls.forward + calls.backward) / len(x)
 
 

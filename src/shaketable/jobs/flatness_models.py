@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..models import load
+from ..models.chance import LEVEL
 from ..runs import Ledger, Progress, Task, fill
 from . import flatness_standing
 from .flatness_cells import ModelPlace, flatness_of, model_hash, task_of
@@ -49,7 +50,7 @@ class Found:
     Args:
         test, train: its standing; None where that failed.
         flatness: text of a measure -> the value with the ends of its interval.
-        constant: whether it predicts one class whatever it sees.
+        constant: whether it predicts one class whatever it sees, or is no better than that: see `_useless`.
         errors: what was to be measured -> why it was not.
         sha256: of the model, see `flatness_cells.model_hash`.
         passes: spent on it, in images.
@@ -123,6 +124,7 @@ class _Work:
     sha256: str
     epoch: int | None
     tasks: dict[str, Task] = field(default_factory=dict)
+    frequent: dict[str, float] = field(default_factory=dict)  # the share of the most frequent class, of each standing
 
 
 def measure_all(
@@ -178,6 +180,7 @@ def _work(
     passes = 2.0 * ascent.steps * ascent.restarts + 3
     for what in STANDING:
         images = parts[what]
+        work.frequent[what] = float(images.data.labels.bincount().max()) / len(images.data)
         work.tasks[what] = flatness_standing.task_of(
             place, sha256, images.place, images.data.fingerprint, config, passes=passes
         )  # fmt: skip
@@ -203,9 +206,18 @@ def _found(one: _Work, results: Mapping[str, tuple[dict[str, Any] | None, str | 
     mine = {what: results[task.cell.key] for what, task in one.tasks.items()}
     standing = [None if mine[w][0] is None else standing_of(mine[w][0] or {}) for w in STANDING]
     flat = {w: flatness_of(r) for w, (r, _) in mine.items() if w not in STANDING and r is not None}
-    known = [s.constant for s in standing if s is not None] or [f.constant for f in flat.values()]
-    constant = bool(known) and all(known)
+    useless = [_useless(found, one.frequent[what]) for what, found in zip(STANDING, standing, strict=True) if found]
+    constant = all(useless) if useless else any(f.constant for f in flat.values())
     values = {w: (f.value.value, f.value.low, f.value.high) for w, f in flat.items()}
     errors = {what: error for what, (_, error) in mine.items() if error is not None}
     passes = sum(int(r["forward"]) + int(r["backward"]) for r, _ in mine.values() if r is not None)
     return Found(one.row, one.epoch, standing[0], standing[1], values, constant, errors, one.sha256, passes)
+
+
+def _useless(standing: Standing, frequent: float) -> bool:
+    """Whether a model is no better than a constant predictor on these images: it is one, or its accuracy is not
+    significantly above the share of the most frequent class (exact binomial test, p < .01, as `models.check` judges)."""
+    from scipy.stats import binomtest
+
+    hits = round((1 - standing.clean_error) * standing.n)
+    return standing.constant or float(binomtest(hits, standing.n, frequent, alternative="greater").pvalue) >= LEVEL

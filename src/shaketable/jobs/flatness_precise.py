@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PGD, Ball
-from ..flatness.precision import Estimated, estimate
+from ..flatness.precision import CHEAP, Estimated, estimate
 from ..flatness.presets import PRESETS
 from ..flatness.result import Flatness
 
@@ -40,7 +40,7 @@ class Precise:
         xi = preset.xi if self.xi is None else self.xi
         restarts = preset.reference_restarts if self.reference_restarts is None else self.reference_restarts
         found = estimate(
-            model, x, y, seed=seed, standard_error=self.standard_error, xi=xi, within=within, by=by,
+            model, x, y, seed=seed, standard_error=self.standard_error, levels=cheaper_than(by), xi=xi, within=within, by=by,
             law=self.law or preset.law, reference_restarts=restarts, batch_size=batch_size or preset.batch_size,
             pilot=PILOT, progress=_paced(progress),
         )  # fmt: skip
@@ -48,15 +48,22 @@ class Precise:
 
 
 def _flatness(found: Estimated, xi: float, classes: int) -> Flatness:
+    low, high = found.independent_passes
     calls, none = found.calls + found.reference_calls, torch.zeros(0)
     facts = {
         "xi": float(xi), "standard_error": found.standard_error, "asked": found.asked, "reached": float(found.reached),
         "dear_draws": float(found.plan.totals[-1]), "passes": float(found.calls.forward + found.calls.backward),
-        "independent_passes": float(found.independent_passes), "classes": float(classes), "constant": float(classes == 1),
+        "independent_passes_low": float(low), "independent_passes_high": float(high),
+        "classes": float(classes), "constant": float(classes == 1),
     }  # fmt: skip
     return Flatness(
         "robust average", found.value, found.reference, none.double(), none.bool(), (), found.examples, calls, facts
     )
+
+
+def cheaper_than(by: PGD) -> tuple[PGD, ...]:
+    """The cheap attacks that are cheaper than this one."""
+    return tuple(attack for attack in CHEAP if attack.steps < by.steps * by.restarts)
 
 
 def _paced(progress: Any) -> Callable[[int, int], None] | None:

@@ -11,7 +11,8 @@ from .command import command_of
 from .flatness import CELLS, Job, Measured
 from .flatness_charts import RUN, along_charts, model_charts, radius_charts
 from .flatness_config import FlatnessConfig
-from .flatness_text import findings, group_of, how, is_run, name_of, over, radius_of, sentences, title_of
+from .flatness_findings import findings
+from .flatness_text import group_of, how, is_curvature, is_run, name_of, over, radius_of, sentences, title_of
 from .ground import config_of
 
 HEADLINE, FEW = 6, 12  # metrics in the headline, and in all, on the page beside the table
@@ -25,7 +26,6 @@ def report(job: Job, measured: Sequence[Measured]) -> Report:
     of_run = is_run([one for one in measured if one.found is not None])
     metrics, headline = _metrics(job, measured, grouped=not of_run)
     files = {subject.source.name: subject.file or subject.sha256 for subject in job.subjects}
-    images = {one.measurement.images.part: one.measurement.task.cell.data for one in measured}
     now = sum(one.outcome.result is not None for one in measured)
     return Report(
         verb="flatness",
@@ -41,9 +41,17 @@ def report(job: Job, measured: Sequence[Measured]) -> Report:
         config=config_of(config),
         environment=environment(device=str(job.ground.device)),
         seeds={"seed": config.seed},
-        hashes=Hashes(models=files, data=images),
+        hashes=Hashes(models=files, data=_data(measured)),
         volatile=elapsed_since(job.ground.started, extra={"ledger": str(config.out / CELLS), "measurements": now}),
     )
+
+
+def _data(measured: Sequence[Measured]) -> dict[str, str]:
+    """The images' hashes by split; by model and split where models have training images of their own."""
+    hashes = {(one.measurement.images.part, one.measurement.task.cell.data): one for one in measured}
+    parts = [part for part, _ in hashes]
+    names = {key: one.measurement.subject.source.name for key, one in hashes.items()}
+    return {key[0] if parts.count(key[0]) == 1 else f"{names[key]}, {key[0]}": key[1] for key in hashes}
 
 
 def _named(names: Sequence[str], of_run: bool, config: FlatnessConfig) -> str:
@@ -56,7 +64,8 @@ def _sections(job: Job, measured: Sequence[Measured], metrics: tuple[Metric, ...
     known = [one for one in measured if one.found is not None]
     several = len(job.subjects) > 1
     charts = [*radius_charts(known), *(along_charts(known) or (model_charts(known) if several else ()))]
-    sections = [Section(title="Flatness", metrics=metrics, charts=tuple(charts), tables=(_table(known, several),))]
+    tables = tuple(table for made in (_table, _curvature) if (table := made(known, several)) is not None)
+    sections = [Section(title="Flatness", metrics=metrics, charts=tuple(charts), tables=tables)]
     if several and (differences := _differences(known)):
         sections.append(Section(title="Compared with the first model", tables=(differences,)))
     sections += [section for made in (_by_correctness, _precision) if (section := made(known, several)) is not None]
@@ -79,16 +88,42 @@ def _metrics(job: Job, measured: Sequence[Measured], *, grouped: bool) -> tuple[
     return tuple(made) if len(made) <= FEW else (), tuple(headline)
 
 
-def _table(known: Sequence[Measured], several: bool) -> Table:
+def _curvature(known: Sequence[Measured], several: bool) -> Table | None:
+    """The Hessian's eigenvalues, where they were asked for."""
+    rows: list[tuple[Any, ...]] = []
+    for one in known:
+        found = one.found
+        assert found is not None
+        if is_curvature(found):
+            own, f = (one.measurement.subject.source.name,) if several else (), found.facts
+            rows.append((
+                *own, one.measurement.images.part, title_of(found), found.reference, found.value, f.get("lambda_min"),
+                f.get("convexity"), f["residual"], found.calls.forward, found.calls.backward,
+            ))  # fmt: skip
+    if not rows:
+        return None
+    columns = ("Images", "Measure", "Loss", "Largest", "Smallest", "Ratio", "Residual", "Forward", "Backward")
+    return Table(
+        title="Eigenvalues of the Hessian", columns=("Model", *columns) if several else columns, rows=tuple(rows),
+        note="Largest: with the 95 % Student interval over the images, for this eigenvector. Ratio: of the smallest to the "
+        "largest in size, 0 where the loss is convex.",
+    )  # fmt: skip
+
+
+def _table(known: Sequence[Measured], several: bool) -> Table | None:
     rows: list[tuple[Any, ...]] = []
     for one in known:
         found = one.found
         assert found is not None
         own = (one.measurement.subject.source.name,) if several else ()
+        if is_curvature(found):
+            continue
         rows.append((
             *own, one.measurement.images.part, title_of(found), radius_of(found), found.reference, found.value, over(found),
             found.calls.forward, found.calls.backward,
         ))  # fmt: skip
+    if not rows:
+        return None
     columns = ("Images", "Measure", "Radius", "Loss at w", "Rise", "Interval over", "Forward", "Backward")
     return Table(
         title="How much the loss rises",
@@ -124,6 +159,10 @@ def _by_correctness(known: Sequence[Measured], several: bool) -> Section | None:
     return Section(title="Right and wrong images", text=text, tables=(table,))
 
 
+def _between(low: float, high: float) -> str:
+    return f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"more than {low:,.0f}"
+
+
 def _precision(known: Sequence[Measured], several: bool) -> Section | None:
     """What a stated standard error took."""
     rows: list[tuple[Any, ...]] = []
@@ -134,7 +173,8 @@ def _precision(known: Sequence[Measured], several: bool) -> Section | None:
             own, f = (one.measurement.subject.source.name,) if several else (), found.facts
             rows.append((
                 *own, one.measurement.images.part, radius_of(found), f["asked"], f["standard_error"], bool(f["reached"]),
-                found.value.n, int(f["dear_draws"]), int(f["passes"]), int(f["independent_passes"]),
+                found.value.n, int(f["dear_draws"]), int(f["passes"]),
+                _between(f["independent_passes_low"], f["independent_passes_high"]),
             ))  # fmt: skip
     if not rows:
         return None

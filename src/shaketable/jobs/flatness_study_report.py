@@ -10,7 +10,7 @@ from ..report import Finding, Metric, Section, Table, mean_metric
 from ..stats import Mean
 from .flatness_analysis import Analysis, Groups
 from .flatness_study_charts import coefficient_chart, scatter_charts
-from .flatness_study_text import strongest
+from .flatness_study_text import closest, main_of
 
 FEW_FAMILIES = 8
 _NAMED = 12  # models in one finding
@@ -31,19 +31,19 @@ _CONFOUNDERS = (
 
 def headline(found: Correlations) -> tuple[Metric, ...]:
     """At most six numbers: flatness, the closest confounder, and what is left."""
-    best, target = strongest(found, found.flatness), found.targets[0]
+    main, target = main_of(found), found.targets[0]
     made = [
-        _metric(f"{best.predictor} with {target}, Pearson", best.pearson, found),
-        _metric(f"{best.predictor} with {target}, Spearman", best.spearman, found),
+        _metric(f"{main.predictor} with {target}, Pearson", main.pearson, found),
+        _metric(f"{main.predictor} with {target}, Spearman", main.spearman, found),
     ]
     if found.given:
-        other = strongest(found, found.given)
+        other = closest(found, found.given)
         made.append(_metric(f"{other.predictor} with {target}, Pearson", other.pearson, found))
-        if (left := found.find(best.predictor, target, tuple(found.given))) is not None:
-            made.append(_metric(f"{best.predictor} with {target}, given {', '.join(found.given)}", left.pearson, found))
+        if (left := found.find(main.predictor, target, tuple(found.given))) is not None:
+            made.append(_metric(f"{main.predictor} with {target}, given {', '.join(found.given)}", left.pearson, found))
     for other_target in found.targets[1:3]:
-        if (one := found.find(best.predictor, other_target)) is not None:
-            made.append(_metric(f"{best.predictor} with {other_target}, Pearson", one.pearson, found))
+        if (one := found.find(main.predictor, other_target)) is not None:
+            made.append(_metric(f"{main.predictor} with {other_target}, Pearson", one.pearson, found))
     return tuple(metric for metric in made if metric is not None)[:6]
 
 
@@ -96,7 +96,7 @@ def _target_section(analysis: Analysis, target: str) -> Section:
     found = analysis.correlations
     known = [a for a in found.plain if a.target == target]
     first = target == found.targets[0]
-    predictors = [*found.flatness, *found.given] if first else [strongest(found, found.flatness).predictor]
+    predictors = [*found.flatness, *found.given] if first else [main_of(found).predictor]
     return Section(
         title=f"What goes with {target}",
         text=_METHOD if first else "",

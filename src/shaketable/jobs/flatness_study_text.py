@@ -14,16 +14,23 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
     Checked by tests/jobs/test_flatness_text.py: what is said of data whose truth is known.
     """
     found = analysis.correlations
-    best = strongest(found, found.flatness)
-    lines = [_models(analysis), _flatness(found, best), *_elsewhere(found, best)]
+    main = main_of(found)
+    lines = [_models(analysis), _flatness(found, main), *_others(found), *_elsewhere(found, main)]
     if found.given:
-        lines += [_confounder(found, best), *_left(found, best)]
+        lines += [_confounder(found, main), *_left(found, main)]
     else:
         lines.append("No confounder was given: what else might explain the same is not known.")
-    return (*lines, *_without_one(best), _caution(found))
+    return (*lines, *_without_one(main), _caution(found))
 
 
-def strongest(found: Correlations, names: Sequence[str]) -> Association:
+def main_of(found: Correlations) -> Association:
+    """The first measure with the first target. It was named first, not chosen for its coefficient."""
+    main = found.find(found.flatness[0], found.targets[0])
+    assert main is not None
+    return main
+
+
+def closest(found: Correlations, names: Sequence[str]) -> Association:
     """The one of these columns that goes closest with the first target, by Pearson's coefficient."""
     known = [a for a in found.plain if a.target == found.targets[0] and a.predictor in names]
     return max(known, key=lambda a: abs(a.pearson.value))
@@ -48,94 +55,100 @@ def _models(analysis: Analysis) -> str:
     )
 
 
-def _flatness(found: Correlations, best: Association) -> str:
-    target, others = found.targets[0], [a for a in found.plain if a.predictor in found.flatness and a is not best]
-    rest = [f"{a.predictor} {words(a.pearson)}" for a in others if a.target == target]
-    more = f" The other measures by Pearson's: {'; '.join(rest)}." if rest else ""
-    name = f"Of the measures {best.predictor}" if rest else best.predictor
-    if not shown(best.pearson):
+def _flatness(found: Correlations, main: Association) -> str:
+    if not shown(main.pearson):
         return (
-            f"No measure of flatness is shown to go with {target}: the closest is {best.predictor}, Pearson "
-            f"{words(best.pearson)}, an interval with 0 in it.{more}"
+            f"{main.predictor} is not shown to go with {main.target}: Pearson {words(main.pearson)}, an interval with 0 in it; "
+            f"Spearman {words(main.spearman)}."
         )
-    share = found.share([best.predictor], target)
+    share = found.share([main.predictor], main.target)
     explained = "" if share is None else f", {_percent(share)} of its variance"
-    return (
-        f"{name} goes closest with {target}: Pearson {words(best.pearson)}, Spearman {words(best.spearman)}"
-        f"{explained}.{more}"
-    )
+    both = f"Pearson {words(main.pearson)}, Spearman {words(main.spearman)}"
+    return f"{main.predictor} goes with {main.target}: {both}{explained}."
 
 
-def _elsewhere(found: Correlations, best: Association) -> list[str]:
+def _others(found: Correlations) -> list[str]:
+    """The other measures with the first target; the closest of many is closer than it is."""
+    names = found.flatness[1:]
+    known = [a for name in names if (a := found.find(name, found.targets[0])) is not None]
+    if not known:
+        return []
+    parts = "; ".join(f"{a.predictor} {words(a.pearson)}" for a in known)
+    return [f"The other measures with {found.targets[0]}, by Pearson's: {parts}."]
+
+
+def _elsewhere(found: Correlations, main: Association) -> list[str]:
     """The same measure with the other targets."""
-    others = [found.find(best.predictor, target) for target in found.targets[1:]]
+    others = [found.find(main.predictor, target) for target in found.targets[1:]]
     parts = [f"{a.target} {words(a.pearson)}" for a in others if a is not None]
-    return [f"{best.predictor} with the other targets, by Pearson's: {'; '.join(parts)}."] if parts else []
+    return [f"{main.predictor} with the other targets, by Pearson's: {'; '.join(parts)}."] if parts else []
 
 
-def _confounder(found: Correlations, best: Association) -> str:
+def _confounder(found: Correlations, main: Association) -> str:
     """What the closest confounder explains, and whether that is more than flatness does."""
-    target, other = found.targets[0], strongest(found, found.given)
+    target, other = found.targets[0], closest(found, found.given)
     share = found.share([other.predictor], target)
     start = f"{other.predictor} alone goes with {target} by Pearson {words(other.pearson)}"
     start += "" if share is None else f" and explains {_percent(share)} of its variance"
-    wanted = (best.predictor, other.predictor, target)
+    wanted = (main.predictor, other.predictor, target)
     lead = next((x for x in found.leads if (x.first, x.second, x.target) == wanted), None)
     if lead is None:
         return f"{start}."
     size = f"{abs(lead.value):.3f}"
     ends = f"the difference of the sizes is {lead.value:+.3f} [{lead.low:+.2f}, {lead.high:+.2f}]"
     if lead.low > 0:
-        return f"{start}: less closely than {best.predictor}, by {size} ({ends})."
+        return f"{start}: less closely than {main.predictor}, by {size} ({ends})."
     if lead.high < 0:
-        return f"{start}: more closely than {best.predictor}, by {size} ({ends})."
-    closer = best.predictor if lead.value > 0 else other.predictor
+        return f"{start}: more closely than {main.predictor}, by {size} ({ends})."
+    closer = main.predictor if lead.value > 0 else other.predictor
     return f"{start}. {closer} has the larger coefficient, but these models do not tell the two apart: {ends}."
 
 
-def _left(found: Correlations, best: Association) -> list[str]:
+def _left(found: Correlations, main: Association) -> list[str]:
     """What is left of flatness when the confounders are given, and of the closest confounder when flatness is."""
     given, target = tuple(found.given), found.targets[0]
     named = given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}"
-    partial = [a for t in found.targets if (a := found.find(best.predictor, t, given)) is not None]
+    partial = [a for t in found.targets if (a := found.find(main.predictor, t, given)) is not None]
     partial = [a for a in partial if math.isfinite(a.pearson.value)]
     if not partial:
-        return [f"Whether anything of {best.predictor} is left given {named} cannot be said of these models."]
+        return [f"Whether anything of {main.predictor} is left given {named} cannot be said of these models."]
     kept, lost = (
         "; ".join(f"{a.target} {words(a.pearson)}" for a in partial if shown(a.pearson) == side)
         for side in (True, False)
     )
     lines: list[str] = []
+    if len(given) > 1 and (alone := found.find(main.predictor, target, (given[0],))) is not None:
+        lines.append(f"Given {given[0]} alone, {main.predictor} has {words(alone.pearson)} with {target}.")
     if kept:
-        lines.append(f"Given {named}, {best.predictor} keeps a partial correlation (Pearson) with {kept}.")
+        lines.append(f"Given {named}, {main.predictor} keeps a partial correlation (Pearson) with {kept}.")
     if lost:
         lines.append(
-            f"Given {named}, nothing of {best.predictor} is shown to be left for {lost}: 0 is in the interval."
+            f"Given {named}, nothing of {main.predictor} is shown to be left for {lost}: 0 is in the interval."
         )
-    alone, both = found.share(given, target), found.share([best.predictor, *given], target)
+    alone, both = found.share(given, target), found.share([main.predictor, *given], target)
     if alone is not None and both is not None:
         lines.append(
-            f"In a linear fit of {target}, {named} alone: {_percent(alone)} of the variance; with {best.predictor} "
+            f"In a linear fit of {target}, {named} alone: {_percent(alone)} of the variance; with {main.predictor} "
             f"{_percent(both)}: flatness adds {100 * (both.value - alone.value):.1f} points."
         )
-    other = strongest(found, found.given)
-    reverse = found.find(other.predictor, target, (best.predictor,))
+    other = closest(found, found.given)
+    reverse = found.find(other.predictor, target, (main.predictor,))
     if reverse is not None:
         what = (
             f"keeps {words(reverse.pearson)}"
             if shown(reverse.pearson)
             else f"is not shown to keep any: {words(reverse.pearson)}"
         )
-        lines.append(f"The other way round, given {best.predictor}, {other.predictor} {what} with {target}.")
+        lines.append(f"The other way round, given {main.predictor}, {other.predictor} {what} with {target}.")
     return lines
 
 
-def _without_one(best: Association) -> list[str]:
-    left = best.pearson.left_out
+def _without_one(main: Association) -> list[str]:
+    left = main.pearson.left_out
     if left is None:
         return []
     return [
-        f"Without any one family, Pearson's coefficient of {best.predictor} with {best.target} lies between {left.low:.3f} "
+        f"Without any one family, Pearson's coefficient of {main.predictor} with {main.target} lies between {left.low:.3f} "
         f"(without {left.without_low}) and {left.high:.3f} (without {left.without_high})."
     ]
 

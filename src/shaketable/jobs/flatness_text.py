@@ -1,17 +1,16 @@
-"""What the report of `shaketable flatness` says in words: names of measures, sentences, how it was measured, findings."""
+"""What the report of `shaketable flatness` says in words: names of measures, sentences, how it was measured."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..flatness.presets import PRESETS
 from ..flatness.result import Flatness
-from ..report import Finding
 from ..stats import Mean
 from .flatness import Job, Measured
 
-SILENT = 0.05  # the share of images without a gradient from which on it is a finding
 _TITLES = {
-    "average": "Average case", "worst": "Worst case", "sam": "SAM sharpness", "adaptive worst": "Adaptive, worst case",
+    "average": "Average case", "worst": "Worst case", "sam": "SAM sharpness",
+    "hessian": "Largest eigenvalue", "adaptive worst": "Adaptive, worst case",
     "adaptive average": "Adaptive, average case", "filter average": "Filter by filter, average case",
     "filter worst": "Filter by filter, worst case",
 }  # fmt: skip
@@ -27,8 +26,13 @@ def title_of(found: Flatness) -> str:
     """What a measure is called: "Average case", "Worst case, clean loss"."""
     loss, _, what = found.name.partition(" ")
     if loss not in ("robust", "clean"):
-        return found.name.capitalize()
+        loss, what = "robust", found.name
     return f"{_TITLES.get(what, what.capitalize())}{', clean loss' if loss == 'clean' else ''}"
+
+
+def is_curvature(found: Flatness) -> bool:
+    """Whether a value is the largest eigenvalue of the Hessian, and no rise of the loss."""
+    return "lambda_max" in found.facts
 
 
 def radius_of(found: Flatness) -> float | None:
@@ -88,12 +92,16 @@ def _sentence(one: Measured) -> str:
         one.measurement.images,
         radius_of(found),
     )
+    where = f"on {found.examples} {images.part} images"
+    if is_curvature(found):
+        value = words(found.value)
+        return f"The largest eigenvalue of the {loss} loss's Hessian {where} is {value}; the loss is {found.reference:.3f}."
     far = "" if radius is None else f", {_reach(found).format(radius=f'{radius:g}')},"
     how = f"moved at random{far}" if "average" in found.name else f"moved{far} to the worst point that was found"
     change = f"raise the {loss} loss by {words(found.value)}" if found.value.value >= 0 else (
         f"change the {loss} loss by {words(found.value)}"
     )  # fmt: skip
-    return f"{title_of(found)}: weights {how} {change}, from {found.reference:.3f} on {found.examples} {images.part} images."
+    return f"{title_of(found)}: weights {how} {change}, from {found.reference:.3f} {where}."
 
 
 def _reach(found: Flatness) -> str:
@@ -128,7 +136,7 @@ def _along(group: Sequence[Measured]) -> str | None:
     (first, begin), (last, end) = points[0], points[-1]
     low, high = (pick(points, key=lambda point: point[1])[0] for pick in (min, max))
     return (
-        f"{name_of(group[0])}: a rise of {begin:.3f} at epoch {first} and of {end:.3f} at epoch {last}; "
+        f"{name_of(group[0])}: {begin:.3g} at epoch {first} and {end:.3g} at epoch {last}; "
         f"flattest at epoch {low}, sharpest at epoch {high}."
     )
 
@@ -150,7 +158,8 @@ def how(job: Job, measured: Sequence[Measured]) -> str:
         "A measure says how much the mean cross-entropy of these images rises when the weights move from w to w + nu. The "
         "weights and the biases of every layer but normalisation layers move, each tensor by itself, up to the radius "
         "times its own norm (Stutz, Hein and Schiele 2021); tied tensors count once. The exceptions are SAM sharpness, "
-        "where all parameters are one vector; adaptive sharpness, where each weight has its own radius; and filter by filter.",
+        "where all parameters are one vector; adaptive sharpness, where each weight has its own radius; and filter by filter. "
+        "An eigenvalue of the Hessian is no rise, and changes when layers are rescaled without changing the function.",
         f"The robust loss is that of images attacked by {config.attack} ({config.norm}, eps {config.eps:.4g}), anew wherever "
         "the weights are moved to. The worst case climbs with the weights and all images at once, and is what this "
         "search found: the maximum may be higher.",
@@ -186,55 +195,3 @@ def _of_preset(options: dict[str, Any]) -> str | None:
 
 def _times(restarts: int) -> str:
     return "one attack" if restarts == 1 else f"the best of {restarts} attacks"
-
-
-def findings(job: Job, measured: Sequence[Measured]) -> tuple[Finding, ...]:
-    """What the reader must know."""
-    several, made = len(job.subjects) > 1, list[Finding]()
-    for subject in job.subjects:
-        name = f"{subject.source.name}: " if several else ""
-        for f in subject.contract.findings:
-            made.append(Finding(level=f.level, code=f.code, message=f"{name}{f.message}", remedy=f.remedy))
-        made += _of_model(subject.source.name, [one for one in measured if one.measurement.subject is subject])
-    unknown = [one for one in measured if "is not known" in one.measurement.images.note]
-    if unknown:
-        message = "Which images the model was trained on is not known; the train part of the data was measured."
-        remedy = "Give the run's folder, with its config.json."
-        made.append(Finding(level="warning", code="training-images-unknown", message=message, remedy=remedy))
-    if aside := [one.outcome.aside for one in measured if one.outcome.aside]:
-        message = f"{len(aside)} files of finished measurements were damaged, and were measured again: {', '.join(aside[:3])}."
-        made.append(Finding(level="warning", code="damaged-cell", message=message, remedy="Look at the disk."))
-    return tuple(made)
-
-
-def _of_model(name: str, measured: Sequence[Measured]) -> Iterator[Finding]:
-    known = [one for one in measured if one.found is not None]
-    constant = [one for one in known if one.found is not None and one.found.constant]
-    if constant:
-        message = f"{name} predicts the same whatever it sees, so that it is perfectly flat: it gets no rank."
-        yield Finding(
-            level="finding", code="constant-predictor", message=message, remedy="Measure a model that was trained."
-        )
-    silent = max((one.found.facts.get("silent", 0.0) for one in known if one.found is not None), default=0.0)
-    if silent >= SILENT and not constant:
-        message = (
-            f"{name}: the attack saw no gradient for {100 * silent:.0f} % of the images, whose loss is the clean one."
-        )
-        remedy = "Look for a saturated or quantised output; the flatness of a masked model says nothing."
-        yield Finding(level="finding", code="silent-attack", message=message, remedy=remedy)
-    weak = [
-        name_of(one)
-        for one in known
-        if one.found is not None and "worst" in one.found.name and one.found.value.high < 0
-    ]
-    if weak:
-        message = f"{name}: the search found nothing worse than the weights as they are ({weak[0]})."
-        remedy = "Give it more restarts or steps, or the reference fewer: --preset equal, worst(restarts=20)."
-        yield Finding(level="warning", code="weak-search", message=message, remedy=remedy)
-    for one in measured:
-        if one.outcome.error:
-            what = f"{one.measurement.chosen.text}, {one.measurement.images.part} images, of {name}"
-            message = f"{what} was not measured: {one.outcome.error}"
-            yield Finding(
-                level="finding", code="not-measured", message=message, remedy="Run it again once it is mended."
-            )

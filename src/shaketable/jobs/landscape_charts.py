@@ -36,7 +36,7 @@ def curves(drawn: Sequence[Drawn], x_label: str) -> tuple[Chart, ...]:
 def _curve(one: Drawn, quantity: str, several: bool) -> Series:
     values = one.values(quantity)
     spread = any(value is not None and math.isfinite(value.high - value.low) for value in values)
-    low, high = ([getattr(v, end) if v and spread else None for v in values] for end in ("low", "high"))
+    low, high = ([_bounded(getattr(v, end), quantity) if v else None for v in values] for end in ("low", "high"))
     return Series(
         name=f"{one.name}, {quantity.split('_')[0]}" if several else NAMES[quantity],
         x=one.grids[0],
@@ -46,6 +46,11 @@ def _curve(one: Drawn, quantity: str, several: bool) -> Series:
         group=one.name,
         dash="solid" if quantity.startswith("robust") else "dot",
     )
+
+
+def _bounded(end: float, quantity: str) -> float:
+    """An interval's end; that of an accuracy within what accuracies can be."""
+    return min(1.0, max(0.0, end)) if quantity in ACCURACIES else end
 
 
 def _over(drawn: Sequence[Drawn]) -> str:

@@ -89,11 +89,13 @@ def _sections(job: Job, drawn: Sequence[Drawn]) -> tuple[Section, ...]:
         sections.append(Section(title="The loss along the directions", charts=curves(pictured, labels[0])))
     for one in pictured if job.dims > 1 else ():
         charts = surfaces(one, spans, labels) if job.dims == 2 else volumes(one, spans, labels)
-        shared = len(pictured) > 1
-        text = "The colours of a quantity mean the same for all models." if shared else ""
+        text, title = "", "The loss around the weights"
+        if len(pictured) > 1:
+            text, title = "The colours of a quantity mean the same for all models.", one.name
         if job.config.trajectory:
             text = "The line is the training's path, its star the last checkpoint, which is the origin."
-        sections.append(Section(title=one.name if shared else "The loss around the weights", text=text, charts=charts))
+            title = "The loss around the path"
+        sections.append(Section(title=title, text=text, charts=charts))
     if job.config.trajectory and drawn[0].path:
         sections.append(Section(title="Along the path", charts=path_charts(drawn[0]), tables=(_path_table(drawn[0]),)))
     sections.append(_numbers(job, drawn))
@@ -108,26 +110,23 @@ def _numbers(job: Job, drawn: Sequence[Drawn]) -> Section:
     rows: list[tuple[Any, ...]] = []
     for one in drawn:
         at = one.at
-        rise = None if job.config.trajectory else rise_of(one)
+        rise = () if job.config.trajectory else (rise_of(one),)
         losses = (None, None, None, None) if at is None else (at.robust_loss, at.clean_loss, at.robust, at.clean)
         calls = _calls(one)
-        rows.append((one.name, *losses, rise, calls.forward, calls.backward))
-    columns = (
-        "Model",
-        "Robust loss",
-        "Clean loss",
-        "Robust accuracy",
-        "Clean accuracy",
-        "Rise at the border",
-        "Forward",
-        "Backward",
+        rows.append((one.name, *losses, *rise, calls.forward, calls.backward))
+    rise = () if job.config.trajectory else ("Rise at the border",)
+    losses = ("Robust loss", "Clean loss", "Robust accuracy", "Clean accuracy")
+    note = (
+        "Rise: the robust loss on the border of what is drawn minus that at the weights; of several random directions with "
+        "its 95 % Student interval over them, of adversarial ones the largest. "
     )
+    passes = "Forward and backward: passes of one image, for all that was measured."
     table = Table(
-        title="At the weights themselves", columns=columns, rows=tuple(rows),
-        note="Rise: the robust loss on the border of what is drawn minus that at the weights; of several random directions "
-        "with its 95 % Student interval over them, of adversarial ones the largest. Forward and backward: passes of one "
-        "image, for all that was measured.",
-    )  # fmt: skip
+        title="At the weights themselves",
+        columns=("Model", *losses, *rise, "Forward", "Backward"),
+        rows=tuple(rows),
+        note=(note if rise else "") + passes,
+    )
     facts = _facts(drawn)
     return Section(title="Numbers", tables=(table, facts) if facts is not None else (table,))
 

@@ -17,12 +17,11 @@ _KINDS = {"random": "random", "adversarial": "adversarial", "hessian": "Hessian"
 def labels_of(job: Job) -> tuple[str, ...]:
     """The axes' labels."""
     if job.config.trajectory:
-        return tuple(f"direction {k + 1}, distance in the weights" for k in range(job.dims))
+        return tuple(f"direction {k + 1}" for k in range(job.dims))
     line, kind = job.pictures[0].lines[0], kind_of(job)
     if job.dims > 1:
         return tuple(f"{kind} direction {k + 1}" for k in range(job.dims))
-    plural = "s" if job.pictures[0].lines[1:] else ""
-    return (f"step along the {kind} direction{plural}, in {line.radius:g} of {_OF[line.normalise]}",)
+    return (f"{kind} step; 1 is {line.radius:g} of {_OF[line.normalise]}",)
 
 
 def kind_of(job: Job) -> str:
@@ -107,7 +106,7 @@ def how(job: Job) -> str:
             "The directions are the principal components of all checkpoints' weights, about their mean; the origin is the "
             "last checkpoint (Li et al. 2018). A point's running statistics are the same mixture of the checkpoints' as its "
             "weights, kept within what they were. The path shows each checkpoint's place in the plane; the losses along it "
-            "are the checkpoints' own."
+            "are the checkpoints' own. Distances along the axes are those of the weights, all of them as one vector."
         )
     else:
         first = {

@@ -187,7 +187,7 @@ def _layout(chart: Chart, categories: list[str]) -> dict[str, Any]:
     if chart.kind == "heatmap":
         y |= _ticks([s.name for s in chart.series], 14) | {"type": "linear", "showgrid": False, "autorange": "reversed"}
         x["showline"] = y["showline"] = False
-    elif chart.y_format == "percent":
+    elif chart.y_format == "percent" and chart.kind not in SPATIAL:
         y["tickformat"] = ".0%"
     if chart.kind == "bar":
         y["rangemode"] = "tozero"

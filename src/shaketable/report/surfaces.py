@@ -3,6 +3,7 @@
 Where a browser has no WebGL the page shows the chart's table in the place of a surface or volume.
 """
 
+import math
 from typing import Any
 
 from .chart_table import finite, written
@@ -44,6 +45,14 @@ def _ends(chart: Chart) -> tuple[float, float]:
     return min(known), max(known) if max(known) > min(known) else min(known) + 1.0
 
 
+def _steps(low: float, high: float) -> tuple[float, float]:
+    """The first level above the lowest value, and the step between two: 1, 2 or 5 times a power of ten, some ten of them."""
+    rough = (high - low) / 12
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
+    return (math.floor(low / step) + 1) * step, step
+
+
 def _bar(chart: Chart) -> dict[str, Any]:
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "tickfont": {"color": "@muted", "size": 11}}
     if chart.kind != "volume" and chart.z_label:
@@ -65,11 +74,11 @@ def _hover(chart: Chart) -> list[list[str]]:
 
 def _contour(chart: Chart) -> dict[str, Any]:
     low, high = _ends(chart)
-    step = (high - low) / 12
+    first, step = _steps(low, high)
     return {
         "type": "contour", "x": list(chart.series[0].x), "y": [at for s in chart.series for at in s.at or ()],
         "z": [finite(s.y) for s in chart.series], "zmin": low, "zmax": high, "colorscale": _COLOURS,
-        "contours": {"start": low + step, "end": high - step, "size": step, "coloring": "heatmap"},
+        "contours": {"start": first, "end": high - step / 4, "size": step, "coloring": "heatmap"},
         "line": {"width": 0.6, "color": "@ink/0.45"}, "colorbar": _bar(chart), "customdata": _hover(chart),
         "hovertemplate": "%{customdata}<extra></extra>", "hoverongaps": False, "connectgaps": False,
     }  # fmt: skip
@@ -90,12 +99,13 @@ def _path(path: Series) -> dict[str, Any]:
 
 def _surface(chart: Chart) -> dict[str, Any]:
     low, high = _ends(chart)
+    first, step = _steps(low, high)
     return {
         "type": "surface", "x": list(chart.series[0].x), "y": [at for s in chart.series for at in s.at or ()],
         "z": [finite(s.y) for s in chart.series], "cmin": low, "cmax": high, "colorscale": _COLOURS,
         "colorbar": {**_bar(chart), "len": 0.7}, "customdata": _hover(chart), "connectgaps": False,
         "hovertemplate": "%{customdata}<extra></extra>",
-        "contours": {"z": {"show": True, "start": low, "end": high, "size": (high - low) / 12, "color": "@ink/0.3"}},
+        "contours": {"z": {"show": True, "start": first, "end": high, "size": step, "color": "@ink/0.3"}},
         "lighting": {"ambient": 0.75, "diffuse": 0.5, "specular": 0.05, "roughness": 0.9},
     }  # fmt: skip
 
