@@ -73,8 +73,8 @@ def two_models(count: int, repetitions: int) -> Iterator[Comparison]:
         return difference(a.model, b.model, a.x, a.y, seed=seed, **settings)
 
     draws = [_independent(name, len(a.x), 10 * repetitions) for name in ("AT", "AT-AWP")]
-    apart = [estimate(s.model, s.x, s.y, seed=5, standard_error=ASKED / 2, **COMMON) for s in (a, b)]
-    together = ours(5, standard_error=ASKED / 2)
+    apart = [estimate(s.model, s.x, s.y, seed=5, standard_error=ASKED, **COMMON) for s in (a, b)]
+    together = ours(5)
     price = sum(math.sqrt(_price(e)) for e in apart) ** 2  # passes shared out between the two as is best
     facts = {"price of estimating each apart, over that of common draws": price / _price(together)}
     yield from _compared("flatness, a difference", ours, draws, len(a.x), repetitions, 4.0, facts)
@@ -190,15 +190,15 @@ def _price(e: Estimated) -> float:
 
 
 def _ablation(ours: Callable[..., Estimated]) -> dict[str, float]:
-    """What each ingredient is worth: the price of one run without it (its stated variance, good to a fifth), over ours."""
-    whole = _price(ours(7, standard_error=ASKED / 2))
+    """What each ingredient is worth: the price of one run without it, over ours; by stated variances, so good to a third."""
+    whole = _price(ours(7))
     without = {
         "without pairs": {"antithetic": False},
         "without the cheap attack": {"levels": ()},
         "all images at every nu": {"images": 10**6},
         "64 images at every nu": {"images": 64},
     }
-    return {name: _price(ours(7, standard_error=ASKED / 2, **change)) / whole for name, change in without.items()}
+    return {name: _price(ours(7, **change)) / whole for name, change in without.items()}
 
 
 def _memory() -> dict[str, int]:

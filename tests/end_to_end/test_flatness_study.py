@@ -35,18 +35,18 @@ seeds = [0, 1]
 train_count = 40
 validation_count = 20
 test_count = 40
-eps = 0.03
-epochs = 4
-batch_size = 10
+eps = 0.02
+epochs = 6
+batch_size = 5
 attack = "pgd(steps=1, step=1.0)"
 evaluation = "pgd(steps=2, step=1.0)"
-evaluate_every = 2
+evaluate_every = 3
 curve_count = 20
 rate = 0.05
 threads = 1
 [cells.at]
-[cells.noise]
-label_noise = 0.4
+[cells.smooth]
+label_smoothing = 0.3
 [flatness]
 measures = ["average(samples=2, reference_restarts=1)", "worst(xi=0.003, restarts=1, reference_restarts=1)"]
 count = 20
@@ -170,8 +170,8 @@ def measured(trained: Path, recipe: Path) -> Report:
 def test_a_recipes_models_are_measured_compared_and_correlated(measured: Report, trained: Path):
     record = json.loads((trained / "_flatness" / "flatness.json").read_text())
     names = record["models"]["names"]
-    assert {"at/seed-0/last", "noise/seed-1/last", "again"} <= set(names)
-    assert set(record["models"]["families"]) == {"at", "noise"}
+    assert {"at/seed-0/last", "smooth/seed-1/last", "again"} <= set(names)
+    assert set(record["models"]["families"]) == {"at", "smooth"}
     assert record["flatness"] == [
         "average(reference_restarts=1, samples=2)", "worst(reference_restarts=1, restarts=1, xi=0.003)",
     ]  # fmt: skip
@@ -185,9 +185,9 @@ def test_a_recipes_models_are_measured_compared_and_correlated(measured: Report,
     best = "at/seed-0/best" if "at/seed-0/best" in names else "at/seed-0/last"
     assert columns[first][again] == columns[first][names.index(best)]  # a run's folder is its best epoch
     named = {c["name"]: c for c in record["contrasts"]["others"]}
-    place = [names.index(f"{cell}/seed-1/last") for cell in ("noise", "at")]
+    place = [names.index(f"{cell}/seed-1/last") for cell in ("smooth", "at")]
     difference = columns[first][place[0]] - columns[first][place[1]]
-    assert named["noise"]["differences"][first]["values"]["1"] == pytest.approx(difference)
+    assert named["smooth"]["differences"][first]["values"]["1"] == pytest.approx(difference)
     assert "early stopping of at" in named
     titles = [section.title for section in measured.sections]
     assert titles[:2] == ["Flatter than the baseline, at?", "Robustness beside it"]

@@ -21,7 +21,7 @@ from shaketable.flatness.spectrum import trace
 
 Make = Callable[..., Any]
 LINF = Ball("linf", 0.05, box=(0.0, 1.0))
-OPTIONS: dict[str, Any] = {"seed": 1, "within": LINF, "by": PGD(3), "batch_size": 5}
+OPTIONS: dict[str, Any] = {"seed": 1, "within": LINF, "by": PGD(3), "batch_size": 12}
 
 
 def data(n: int = 12) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def test_the_points_are_those_of_the_robust_loss(fill: Make) -> None:
     model = fill(Net())
     x, y = data()
     points = attacked_points(model, x, y, **OPTIONS)
-    found = measure(model, x, y, LINF, by=PGD(3), generator=generator(1, "flatness starts", -1), batch_size=5)
+    found = measure(model, x, y, LINF, by=PGD(3), generator=generator(1, "flatness starts", -1), batch_size=12)
     with torch.no_grad():
         assert torch.allclose(F.cross_entropy(model(points.x), y, reduction="none"), found.robust_loss, rtol=1e-12)
     assert float(found.robust_loss.mean()) > float(found.loss.mean()) + 0.05

@@ -64,12 +64,12 @@ def test_one_model_of_known_expectation(fill: Make) -> None:
     """Unequal blocks of images, pairs, and a cheap attack that is far off by itself."""
     model, (x, y) = fill(nn.Linear(10, 2), scale=1.0), data()
     truth = rise(model, x, y)
-    found = estimate(model, x, y, seed=0, standard_error=0.02, **OPTIONS | {"pilot": 16})
+    found = estimate(model, x, y, seed=0, standard_error=0.03, **OPTIONS | {"pilot": 16})
     assert abs(off(found, truth)) < 3.5
-    assert found.standard_error == pytest.approx(0.02, rel=0.35)
+    assert found.standard_error == pytest.approx(0.03, rel=0.35)
     assert found.plan.totals[0] > 2 * found.plan.totals[1] >= 32
     assert found.reached
-    cheap = estimate(model, x, y, seed=0, standard_error=0.02, **OPTIONS | {"levels": (), "by": PGD(1, 0.3)})
+    cheap = estimate(model, x, y, seed=0, standard_error=0.03, **OPTIONS | {"levels": (), "by": PGD(1, 0.3)})
     apart = found.value.value + found.reference - cheap.value.value - cheap.reference
     assert apart > 5 * math.hypot(found.standard_error, cheap.standard_error)
 
@@ -77,11 +77,11 @@ def test_one_model_of_known_expectation(fill: Make) -> None:
 def test_repeats_scatter_about_the_expectation_as_they_say(fill: Make) -> None:
     model, (x, y) = fill(nn.Linear(10, 2), scale=1.0), data()
     truth = rise(model, x, y)
-    found = [estimate(model, x, y, seed=seed, standard_error=0.1, **OPTIONS) for seed in range(12)]
+    found = [estimate(model, x, y, seed=seed, standard_error=0.1, **OPTIONS) for seed in range(10)]
     offs = torch.tensor([off(one, truth) for one in found])
-    assert abs(float(offs.mean())) < 3.5 / math.sqrt(12)
+    assert abs(float(offs.mean())) < 3.5 / math.sqrt(10)
     assert 0.5 < float(offs.std()) < 1.6
-    assert sum(one.value.low <= float(truth.mean()) <= one.value.high for one in found) >= 10
+    assert sum(one.value.low <= float(truth.mean()) <= one.value.high for one in found) >= 8
 
 
 def test_the_variance_of_one_independent_draw(fill: Make) -> None:
@@ -90,7 +90,7 @@ def test_the_variance_of_one_independent_draw(fill: Make) -> None:
     truth = float(rise(model, x, y).var())
     found = estimate(model, x, y, seed=0, standard_error=9.0, **OPTIONS | {"levels": (), "pilot": 100})
     assert abs(found.single.value - truth) < 4 * found.single.deviation / math.sqrt(found.single.n)
-    assert found.single.low > 0.3 * truth
+    assert found.single.low > 0.1 * truth
     assert found.single_passes == N * (2 * 5 + 1)
     low, high = found.independent_passes
     assert low < truth / found.standard_error**2 * found.single_passes < high
@@ -101,13 +101,13 @@ def test_a_difference_has_common_draws(fill: Make) -> None:
     with torch.no_grad():
         b.weight.mul_(0.8)
     truth = rise(a, x, y) - rise(b, x, y)
-    one = difference(a, b, x, y, seed=0, standard_error=0.02, **OPTIONS)
+    one = difference(a, b, x, y, seed=0, standard_error=0.04, **OPTIONS)
     assert abs(off(one, truth)) < 3.5
-    assert one.standard_error < 0.03
-    two = difference(b, a, x, y, seed=0, standard_error=0.02, **OPTIONS)
+    assert one.standard_error < 0.06
+    two = difference(b, a, x, y, seed=0, standard_error=0.04, **OPTIONS)
     assert (two.value.value, two.standard_error) == pytest.approx((-one.value.value, one.standard_error), rel=1e-9)
     assert two.reference == pytest.approx(-one.reference)
-    same = difference(a, copy.deepcopy(a), x, y, seed=0, standard_error=0.02, **OPTIONS)
+    same = difference(a, copy.deepcopy(a), x, y, seed=0, standard_error=0.04, **OPTIONS)
     assert (same.value.value, same.standard_error, same.reference) == (0.0, 0.0, 0.0)
     apart = [estimate(model, x, y, seed=0, standard_error=9.0, **OPTIONS) for model in (a, b)]
     together = difference(a, b, x, y, seed=0, standard_error=9.0, **OPTIONS)
@@ -193,10 +193,10 @@ def test_memory_does_not_grow_with_the_draws(fill: Make) -> None:
 
 def test_a_budget_that_does_not_suffice_is_said(fill: Make) -> None:
     model, (x, y) = fill(nn.Linear(10, 2), scale=1.0), data()
-    found = estimate(model, x, y, seed=0, standard_error=0.001, most=3000, **OPTIONS)
+    found = estimate(model, x, y, seed=0, standard_error=0.001, most=1600, **OPTIONS)
     assert not found.reached
     assert found.standard_error > 0.001
-    assert 2000 < found.plan.cost <= 3000
+    assert 1400 < found.plan.cost <= 1600
     usual = estimate(model, x, y, seed=0, standard_error=1e-9, **OPTIONS | {"by": PGD(1), "levels": (), "images": N})
     assert not usual.reached
     assert 0.95 * 200 * N * 3 < usual.plan.cost <= 200 * N * 3  # by itself, as 200 draws of the paper's

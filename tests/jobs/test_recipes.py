@@ -106,7 +106,7 @@ def test_a_small_recipe_is_the_studys_cell_of_the_same_name(name: str):
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
 def test_the_studies_recipes_parse_and_their_choices_resolve(path: Path):
     study = read_study(path)
-    assert len(study.seeds) >= 5
+    assert len(study.seeds) >= 3
     for run in runs_of(study, Path("out")).values():
         if isinstance(run.config, TrainConfig):
             plan_of(run.config)

@@ -144,7 +144,7 @@ def test_the_page_draws_them_or_shows_their_tables(browser: Any, page: str, webg
         shown = context.new_page()
         errors: list[str] = []
         shown.on("pageerror", lambda error: errors.append(str(error)))
-        shown.goto(page)
+        shown.goto(page, timeout=120_000)
         wanted = 0 if webgl and shown.evaluate("!!document.createElement('canvas').getContext('webgl')") else 2
         for _ in range(200):
             if shown.evaluate("document.querySelectorAll('.chart details[open]').length") == wanted:

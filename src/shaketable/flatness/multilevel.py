@@ -86,7 +86,7 @@ def sample(
     Raises:
         InputError: a standard error that is not above 0, another pilot, or `most` below the pilot's passes.
 
-    Checked by tests/flatness/test_multilevel.py: thousands of repeats on skewed draws of known mean, coverage, the plan.
+    Checked by tests/flatness/test_multilevel.py: hundreds of repeats on skewed draws of known mean, coverage, the plan.
     """
     require_affordable(standard_error, pilot, most, passes)
     tell = progress or (lambda _done, _of: None)

@@ -18,7 +18,11 @@ from .loss_at import ATTACK, INPUTS, LossAt, require
 from .multilevel import Plan, require_affordable, sample
 
 CHEAP = (PGD(2, step=1.0),)
-"""PGD-2 with steps of the whole radius: of the attacks tried, the one that follows PGD-20 best for its passes."""
+"""PGD-2 with steps of the whole radius: of those tried, what spares most passes beside PGD-20, for any number of images.
+
+Near behind: PGD-3 with .7 and PGD-4 with .5. Worse: PGD-1; the first steps of PGD-20 itself; starts at the worst points of
+w, which meet other maxima (correlation .77 to .82 an image where PGD-2 has .85); the clean loss (.35); three levels.
+"""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .flatness import CELLS, Job, Measured
 from .flatness_charts import RUN, along_charts, model_charts, radius_charts
 from .flatness_config import FlatnessConfig
 from .flatness_findings import findings
+from .flatness_subjects import folder_of
 from .flatness_text import group_of, how, is_curvature, is_run, name_of, over, radius_of, sentences, title_of
 from .ground import config_of
 
@@ -57,7 +58,8 @@ def _data(measured: Sequence[Measured]) -> dict[str, str]:
 def _named(names: Sequence[str], of_run: bool, config: FlatnessConfig) -> str:
     if len(names) == 1:
         return names[0]
-    return f"{len(names)} checkpoints of {Path(config.model[0]).resolve().name}" if of_run else f"{len(names)} models"
+    folder = folder_of(Path(config.model[0]).resolve())
+    return f"{len(names)} checkpoints of {folder.name}" if of_run else f"{len(names)} models"
 
 
 def _sections(job: Job, measured: Sequence[Measured], metrics: tuple[Metric, ...]) -> tuple[Section, ...]:
@@ -129,8 +131,8 @@ def _table(known: Sequence[Measured], several: bool) -> Table | None:
         title="How much the loss rises",
         columns=("Model", *columns) if several else columns,
         rows=tuple(rows),
-        note="95 % Student intervals: over the draws for average cases, where the images are fixed; over the images for worst "
-        "cases, where the search is. Forward and backward: passes of one image.",
+        note="95 % Student intervals: over the draws for average cases, whose images are fixed; over the images for worst "
+        "cases, whose search is fixed. Forward and backward: passes, counted in images, of each measurement by itself.",
     )
 
 
@@ -196,8 +198,8 @@ def _precision(known: Sequence[Measured], several: bool) -> Section | None:
     )
     table = Table(
         title="Passes for a standard error", columns=("Model", *columns) if several else columns, rows=tuple(rows),
-        note="Passes: forward and backward, of one image, for the draws. As the paper: what independent draws of the weights, "
-        "all images attacked in full, would take to the same standard error.",
+        note="Passes: forward and backward, counted in images, for the draws. As the paper: what independent draws of the "
+        "weights, all images attacked in full, would take to the same standard error.",
     )  # fmt: skip
     return Section(title="Precision", text=text, tables=(table,))
 
@@ -216,7 +218,8 @@ def _differences(known: Sequence[Measured]) -> Table | None:
     return Table(
         title="Differences", columns=("Models", "Measure", "Difference", "So"), rows=tuple(rows),
         note="Paired, 95 % Student intervals: over the draws for average cases, whose directions are the same for models "
-        "of one architecture; over the images else. They say nothing of another training with another seed.",
+        "of one architecture; over the images else. With --standard-error the two intervals are added as if they were "
+        "independent, which is wider than need be. They say nothing of another training with another seed.",
     )  # fmt: skip
 
 
@@ -224,9 +227,16 @@ def _difference(first: Measured, other: Measured) -> Mean | None:
     a, b = first.found, other.found
     if a is None or b is None or first.measurement.task.cell.data != other.measurement.task.cell.data:
         return None
+    if "asked" in a.facts and "asked" in b.facts:
+        centre, half = b.value.value - a.value.value, math.hypot(_half(a.value), _half(b.value))
+        return Mean(centre, centre - half, centre + half, min(a.value.n, b.value.n), math.nan)
     if over(a).endswith("images") and over(b).endswith("images"):
         return mean((b.per_image - a.per_image).tolist())
     return paired(b.draws, a.draws) if len(a.draws) == len(b.draws) and len(a.draws) > 1 else None
+
+
+def _half(value: Mean) -> float:
+    return (value.high - value.low) / 2
 
 
 def _verdict(difference: Mean, other: str, first: str) -> str:

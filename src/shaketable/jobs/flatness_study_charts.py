@@ -9,8 +9,6 @@ from ..report import Chart, Series
 from .flatness_analysis import Analysis
 from .flatness_study_text import words
 
-_MOST = 6  # scatter plots of one target
-
 
 def coefficient_chart(found: Correlations, target: str) -> Chart:
     """All three coefficients of every measure and confounder with a target."""
@@ -34,7 +32,7 @@ def coefficient_chart(found: Correlations, target: str) -> Chart:
 
 def scatter_charts(analysis: Analysis, target: str, predictors: Sequence[str]) -> tuple[Chart, ...]:
     """Every model as a point: a measure, with the interval of its draws where it has one, against a target."""
-    return tuple(_scatter(analysis, target, predictor) for predictor in predictors[:_MOST])
+    return tuple(_scatter(analysis, target, predictor) for predictor in predictors)
 
 
 def _scatter(analysis: Analysis, target: str, predictor: str) -> Chart:

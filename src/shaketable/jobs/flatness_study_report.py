@@ -14,10 +14,12 @@ from .flatness_study_text import closest, main_of
 
 FEW_FAMILIES = 8
 _NAMED = 12  # models in one finding
+_SCATTERED = 5  # measures that are drawn against the first target, and the first confounder
 _METHOD = (
     "Intervals are 95 %: families of models are drawn with replacement, all their models together, and Fisher's transform of "
     "the coefficient gets the normal interval of the resamples' spread, with Student's quantile for the number of families. "
-    "p-values are two-sided, of the same spread, and adjusted by Holm's method for all of a target, or given the same."
+    "p-values are two-sided, of the same spread, and adjusted by Holm's method: for all columns with all targets together, and "
+    "again for all that are given the same."
 )
 _NOTE = "95 % intervals over families; p: two-sided, adjusted by Holm's method."
 
@@ -96,7 +98,7 @@ def _target_section(analysis: Analysis, target: str) -> Section:
     found = analysis.correlations
     known = [a for a in found.plain if a.target == target]
     first = target == found.targets[0]
-    predictors = [*found.flatness, *found.given] if first else [main_of(found).predictor]
+    predictors = [*found.flatness[:_SCATTERED], *found.given[:1]] if first else [main_of(found).predictor]
     return Section(
         title=f"What goes with {target}",
         text=_METHOD if first else "",

@@ -116,11 +116,15 @@ def epoch_of(path: Path) -> int | None:
     return epoch if isinstance(epoch, int) else None
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of the run that a model is in, if it is in one."""
+    return path if path.is_dir() else path.parent.parent if path.parent.name == FOLDER else path.parent
+
+
 def training_of(path: Path) -> TrainConfig | None:
     """The options of the training in whose folder a model is; None if it is in none."""
-    folder = path if path.is_dir() else path.parent.parent if path.parent.name == FOLDER else path.parent
     try:
-        return TrainConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return TrainConfig(**json.loads((folder_of(path) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, ValidationError):
         return None
 

@@ -127,17 +127,19 @@ def group_of(one: Measured) -> tuple[str, str]:
 def is_run(known: Sequence[Measured]) -> bool:
     """Whether these are checkpoints of several epochs of one training."""
     sources = [one.measurement.subject.source for one in known]
-    epochs = {source.epoch for source in sources}
-    return None not in epochs and len(epochs) > 1 and len({str(source.run) for source in sources}) == 1
+    epochs, runs = {source.epoch for source in sources}, {str(source.run) for source in sources}
+    return None not in epochs and len(epochs) > 1 and len(runs) == 1 and sources[0].run is not None
 
 
 def _along(group: Sequence[Measured]) -> str | None:
     points = sorted((one.measurement.subject.source.epoch or 0, one.found.value.value) for one in group if one.found)
     (first, begin), (last, end) = points[0], points[-1]
     low, high = (pick(points, key=lambda point: point[1])[0] for pick in (min, max))
+    found = group[0].found
+    what = "an eigenvalue" if found is not None and is_curvature(found) else "a rise"
     return (
-        f"{name_of(group[0])}: {begin:.3g} at epoch {first} and {end:.3g} at epoch {last}; "
-        f"flattest at epoch {low}, sharpest at epoch {high}."
+        f"{name_of(group[0])}: {what} of {begin:.3g} at epoch {first} and of {end:.3g} at epoch {last}; "
+        f"lowest at epoch {low}, highest at epoch {high}."
     )
 
 
@@ -158,7 +160,8 @@ def how(job: Job, measured: Sequence[Measured]) -> str:
         "A measure says how much the mean cross-entropy of these images rises when the weights move from w to w + nu. The "
         "weights and the biases of every layer but normalisation layers move, each tensor by itself, up to the radius "
         "times its own norm (Stutz, Hein and Schiele 2021); tied tensors count once. The exceptions are SAM sharpness, "
-        "where all parameters are one vector; adaptive sharpness, where each weight has its own radius; and filter by filter. "
+        "where all parameters are one vector; adaptive sharpness, where each weight has its own radius, and the loss is "
+        "that of normalised logits; and filter by filter. "
         "An eigenvalue of the Hessian is no rise, and changes when layers are rescaled without changing the function.",
         f"The robust loss is that of images attacked by {config.attack} ({config.norm}, eps {config.eps:.4g}), anew wherever "
         "the weights are moved to. The worst case climbs with the weights and all images at once, and is what this "

@@ -24,7 +24,7 @@ from .ground import config_of
 from .landscape import CELLS, Drawn
 from .landscape_charts import curves, path_charts, spans_of, surfaces, volumes
 from .landscape_plan import Job
-from .landscape_text import findings, how, kind_of, labels_of, rise_of, rises, sentences
+from .landscape_text import OF, findings, how, kind_of, labels_of, rise_of, rises, sentences
 
 
 def report(job: Job, drawn: Sequence[Drawn]) -> Report:
@@ -75,7 +75,7 @@ def _headline(job: Job, drawn: Sequence[Drawn]) -> tuple[Metric, ...]:
 
 def _rise_metric(job: Job, one: Drawn, title: str, rise: Mean | float) -> Metric:
     line = one.picture.lines[0]
-    note = f"at the border: {line.radius:g} of the {line.normalise}'s norm, {kind_of(job)} directions"
+    note = f"at the border, {line.radius:g} of {OF[line.normalise]}, {kind_of(job)} directions"
     if isinstance(rise, Mean):
         return mean_metric(title, rise, note=note, group=one.name)
     return number_metric(title, rise, note=note, group=one.name)

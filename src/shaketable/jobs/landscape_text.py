@@ -10,7 +10,8 @@ from .landscape import Drawn, value_of
 from .landscape_plan import Job
 
 SILENT = 0.05  # the share of images without a gradient from which on it is a finding
-_OF = {"layer": "each layer's norm", "filter": "each filter's norm", "model": "the norm of all weights"}
+OF = {"layer": "each layer's norm", "filter": "each filter's norm", "model": "the norm of all weights"}
+"""What a radius is relative to."""
 _KINDS = {"random": "random", "adversarial": "adversarial", "hessian": "Hessian"}
 
 
@@ -21,7 +22,7 @@ def labels_of(job: Job) -> tuple[str, ...]:
     line, kind = job.pictures[0].lines[0], kind_of(job)
     if job.dims > 1:
         return tuple(f"{kind} direction {k + 1}" for k in range(job.dims))
-    return (f"{kind} step; 1 is {line.radius:g} of {_OF[line.normalise]}",)
+    return (f"{kind} step; 1 is {line.radius:g} of {OF[line.normalise]}",)
 
 
 def kind_of(job: Job) -> str:
@@ -81,7 +82,7 @@ def _of_model(job: Job, one: Drawn) -> str | None:
     }
     change = "raises" if number >= 0 else "changes"
     worst = ", at worst," if one.combine == "max" and count > 1 else ""
-    by = f"along {where[job.dims]} by {line.radius:g} of {_OF[line.normalise]}{worst}"
+    by = f"along {where[job.dims]} by {line.radius:g} of {OF[line.normalise]}{worst}"
     return f"{one.name}: moving the weights {by} {change} the robust loss by {number:.2f}{ends} from {at_w:.2f}."
 
 
@@ -115,7 +116,7 @@ def how(job: Job) -> str:
             "case's search (Stutz, Hein and Schiele 2021).",
             "hessian": "Directions are the top eigenvectors of the Hessian of the loss by the weight matrices.",
         }.get(parse(line.direction, "direction")[0], f"Directions are made by {line.direction}.")
-        first += f" A coordinate of 1 is {line.radius:g} of {_OF[line.normalise]}. Normalisation layers do not move."
+        first += f" A coordinate of 1 is {line.radius:g} of {OF[line.normalise]}. Normalisation layers do not move."
     lines = [
         first,
         f"At every point the images are attacked anew, by {config.attack} ({config.norm}, eps {config.eps:.4g}) with the same "

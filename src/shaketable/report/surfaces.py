@@ -13,7 +13,7 @@ from .wording import NOTHING
 
 SPATIAL = ("contour", "surface", "volume")
 _COLOURS = [[0, "@heat-0"], [0.5, "@heat-1"], [1, "@heat-2"]]
-_LEVELS = 5  # isosurfaces of a volume
+_LEVELS = 5  # isosurfaces of a volume, about
 
 
 def grid_figure(chart: Chart, layout: dict[str, Any]) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def _ends(chart: Chart) -> tuple[float, float]:
     return min(known), max(known) if max(known) > min(known) else min(known) + 1.0
 
 
-def _steps(low: float, high: float) -> tuple[float, float]:
-    """The first level above the lowest value, and the step between two: 1, 2 or 5 times a power of ten, some ten of them."""
-    rough = (high - low) / 12
+def _steps(low: float, high: float, most: int = 12) -> tuple[float, float]:
+    """The first level above the lowest value, and the step between two: 1, 2, 2.5 or 5 times a power of ten."""
+    rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough)
     return (math.floor(low / step) + 1) * step, step
 
 
@@ -111,15 +111,16 @@ def _surface(chart: Chart) -> dict[str, Any]:
 
 
 def _volume(chart: Chart) -> dict[str, Any]:
-    """Isosurfaces at equal steps of the value, the outer ones seen through."""
+    """Isosurfaces at equal steps of the value, which can be seen through."""
     low, high = _ends(chart)
-    step = (high - low) / (_LEVELS + 1)
+    first, step = _steps(low, high, _LEVELS + 1)
+    count = max(1, math.ceil((high - first) / step))
     places = [(x, *(s.at or ())) for s in chart.series for x in s.x]
     value = "%{value:.1%}" if chart.y_format == "percent" else "%{value:.4g}"
     return {
         "type": "isosurface", "x": [p[0] for p in places], "y": [p[1] for p in places], "z": [p[2] for p in places],
-        "value": _values(chart), "isomin": low + step, "isomax": high - step, "cmin": low, "cmax": high,
-        "surface": {"count": _LEVELS}, "opacity": 0.35, "colorscale": _COLOURS, "colorbar": {**_bar(chart), "len": 0.7},
+        "value": _values(chart), "isomin": first, "isomax": first + (count - 1) * step, "cmin": low, "cmax": high,
+        "surface": {"count": count}, "opacity": 0.35, "colorscale": _COLOURS, "colorbar": {**_bar(chart), "len": 0.7},
         "caps": {axis: {"show": False} for axis in "xyz"},
         "hovertemplate": f"(%{{x:.3g}}, %{{y:.3g}}, %{{z:.3g}})<br><b>{value}</b><extra></extra>",
     }  # fmt: skip
