@@ -63,6 +63,13 @@ def test_every_filter_has_its_share_of_the_filters_norm(kind: Any, fill: Make) -
     )
 
 
+def test_by_layer_by_filter_and_as_a_whole_directions_are_equally_long(fill: Make) -> None:
+    scales = (layers_ball(0.3), FILTERS, Ball("l2", 0.3, per="all", relative=True))
+    made = [Random(scale=scale)(fill(Net()), *data(), **OPTIONS) for scale in scales]
+    lengths = [math.sqrt(inner(axes.directions[0], axes.directions[0])) for axes in made]
+    assert lengths == pytest.approx([0.3 * math.sqrt(inner(made[0].origin, made[0].origin))] * 3)
+
+
 def test_the_defaults_are_the_papers_pictures(fill: Make) -> None:
     for name, share, lines, combine in (("random", 0.5, 10, "mean"), ("adversarial", 0.025, 10, "max")):
         kind = DIRECTIONS[name]()

@@ -77,18 +77,18 @@ def test_one_model_of_known_expectation(fill: Make) -> None:
 def test_repeats_scatter_about_the_expectation_as_they_say(fill: Make) -> None:
     model, (x, y) = fill(nn.Linear(10, 2), scale=1.0), data()
     truth = rise(model, x, y)
-    found = [estimate(model, x, y, seed=seed, standard_error=0.1, **OPTIONS) for seed in range(10)]
+    found = [estimate(model, x, y, seed=seed, standard_error=0.1, **OPTIONS) for seed in range(8)]
     offs = torch.tensor([off(one, truth) for one in found])
-    assert abs(float(offs.mean())) < 3.5 / math.sqrt(10)
+    assert abs(float(offs.mean())) < 3.5 / math.sqrt(8)
     assert 0.5 < float(offs.std()) < 1.6
-    assert sum(one.value.low <= float(truth.mean()) <= one.value.high for one in found) >= 8
+    assert sum(one.value.low <= float(truth.mean()) <= one.value.high for one in found) >= 6
 
 
 def test_the_variance_of_one_independent_draw(fill: Make) -> None:
     """Found from few images a draw, against the closed form of many draws for all images."""
     model, (x, y) = fill(nn.Linear(10, 2), scale=1.0), data()
     truth = float(rise(model, x, y).var())
-    found = estimate(model, x, y, seed=0, standard_error=9.0, **OPTIONS | {"levels": (), "pilot": 100})
+    found = estimate(model, x, y, seed=0, standard_error=9.0, **OPTIONS | {"levels": (), "pilot": 80})
     assert abs(found.single.value - truth) < 4 * found.single.deviation / math.sqrt(found.single.n)
     assert found.single.low > 0.1 * truth
     assert found.single_passes == N * (2 * 5 + 1)

@@ -60,16 +60,18 @@ class Record:
     """The best delta and value of each example (or of the whole, without examples) over all that was looked at."""
 
     def __init__(self, origin: Tree, rowwise: bool) -> None:
-        self.rowwise, self.origin = rowwise, origin
+        first = leaves(origin)[0]
+        self.rowwise: bool = rowwise
+        self.origin: Tree = origin
         self.delta: Tree | None = None
         self.value: Tensor | None = None
-        self.calls = Calls()
-        first = leaves(origin)[0]
-        self.count = len(first) if rowwise else 1
-        none = torch.zeros(self.count, dtype=torch.bool, device=first.device)
-        self.vanishing, self.nonfinite, self.stopped = none, none.clone(), none.clone()
+        self.calls: Calls = Calls()
+        self.count: int = len(first) if rowwise else 1
+        self.vanishing: Tensor = torch.zeros(self.count, dtype=torch.bool, device=first.device)
+        self.nonfinite: Tensor = self.vanishing.clone()
+        self.stopped: Tensor = self.vanishing.clone()
         self.best: Tensor | None = None  # what restarts compare: the value of a row, or the sum of all
-        self.begun = False
+        self.begun: bool = False
 
     def open_rows(self) -> Tensor | None:
         """The rows that a further restart is for; None for all."""
@@ -137,6 +139,7 @@ class Record:
         self.begun = True
 
     def result(self) -> Ascent:
+        """What was found, when all restarts are done."""
         delta = self.delta if self.delta is not None else map_leaves(torch.zeros_like, self.origin)
         value = self.best if self.rowwise else self.value
         return Ascent(delta, value, self.calls, Flags(self.vanishing, self.nonfinite, self.stopped))

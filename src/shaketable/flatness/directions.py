@@ -3,7 +3,8 @@
 Each is a value that, called with a model and images, makes `Axes`. How long a direction is, a ball of the weights says: a
 coordinate of 1 lies on its border. `layers_ball(.5)` gives every layer's direction half of the layer's norm (the pictures
 of Stutz et al. 2021); the same ball `per="filter"` does so for every filter (Li et al. 2018), and `per="all"` for the weights
-as one vector, which keeps an eigenvector's direction.
+as one vector, which keeps an eigenvector's direction. All three are equally long; by filter, small filters move less. (Stutz et
+al. report shorter filter-wise directions, 21.5 against 33.1; as defined here, with all filters scaled, they are not.)
 """
 
 import math

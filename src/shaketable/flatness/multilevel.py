@@ -114,35 +114,49 @@ def _plan(pilots: list[Any], passes: Sequence[int], standard_error: float, pilot
         others = np.concatenate([rows for other, rows in enumerate(pilots) if other != fold])
         freedom = len(others) - 1
         covariance = np.atleast_2d(np.cov(others, rowvar=False)) * freedom / (freedom - 2)
-        counts, short = _allocate(covariance, passes, FOLDS * standard_error**2, pilot // FOLDS, most / FOLDS)
+        shares, target = _shares(np.diag(covariance), passes), FOLDS * standard_error**2
+        need = _Need(covariance, np.asarray(passes), shares, target, pilot // FOLDS, most / FOLDS)
+        counts, short = need.draws()
         draws.append(tuple(int(count) for count in counts))
         variance += _variance(covariance, counts) / FOLDS**2
         limited = limited or short
     return Plan(pilot, tuple(draws), tuple(int(p) for p in passes), math.sqrt(variance), limited)
 
 
-def _allocate(covariance: Any, passes: Sequence[int], target: float, least: int, budget: float) -> tuple[Any, bool]:
-    """Draws at each level for a variance, and whether the budget stood in the way."""
-    shares = _shares(np.diag(covariance), passes)
+@dataclass(frozen=True)
+class _Need:
+    """What a fold is planned for: the variance it is to reach, and the passes that it may take."""
 
-    def counts(scale: float) -> Any:
-        return np.maximum(least, np.ceil(scale * shares)).astype(np.int64)
+    covariance: Any
+    passes: Any
+    shares: Any
+    target: float
+    least: int
+    budget: float
 
-    def enough(scale: float) -> bool:
-        return _variance(covariance, counts(scale)) <= target
+    def draws(self) -> tuple[Any, bool]:
+        """Draws at each level, and whether the budget stood in the way."""
+        if self.enough(0.0):
+            return self.counts(0.0), False
+        scale = 1.0
+        while not self.enough(scale) and not self.dear(scale):
+            scale *= 2
+        if self.enough(scale):
+            scale = _bisect(self.enough, scale)[1]
+        short = self.dear(scale)
+        return self.counts(_bisect(self.dear, scale)[0] if short else scale), short
 
-    def affordable(scale: float) -> bool:
-        return float(counts(scale) @ np.asarray(passes)) <= budget
+    def counts(self, scale: float) -> Any:
+        """Draws at each level, in proportion."""
+        return np.maximum(self.least, np.ceil(scale * self.shares)).astype(np.int64)
 
-    if enough(0.0):
-        return counts(0.0), False
-    scale = 1.0
-    while not enough(scale) and affordable(scale):
-        scale *= 2
-    if enough(scale):
-        scale = _bisect(enough, scale)[1]
-    short = not affordable(scale)
-    return counts(_bisect(lambda s: not affordable(s), scale)[0] if short else scale), short
+    def enough(self, scale: float) -> bool:
+        """Whether so many reach the variance."""
+        return _variance(self.covariance, self.counts(scale)) <= self.target
+
+    def dear(self, scale: float) -> bool:
+        """Whether so many take more passes than there are."""
+        return float(self.counts(scale) @ self.passes) > self.budget
 
 
 def _bisect(reached: Callable[[float], bool], high: float) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class Precise:
         xi, law, reference_restarts: None: the preset's.
         preset: "paper", "authors" or "equal".
     """
+
+    version: ClassVar[int] = 2  # of its numbers, in the ledger
 
     standard_error: float
     xi: float | None = None

@@ -86,8 +86,9 @@ def _metrics(job: Job, measured: Sequence[Measured], *, grouped: bool) -> tuple[
         made.append(metric)
         if not several or group_of(one) == group_of(known[0]):
             first.append(metric)
-    headline = first if len(first) <= HEADLINE else [*first[: HEADLINE - 1], first[-1]]
-    return tuple(made) if len(made) <= FEW else (), tuple(headline)
+    if several and len(first) > HEADLINE:  # the last one is the end of a run
+        first = [*first[: HEADLINE - 1], first[-1]]
+    return tuple(made) if len(made) <= FEW else (), tuple(first[:HEADLINE])
 
 
 def _curvature(known: Sequence[Measured], several: bool) -> Table | None:

@@ -65,8 +65,8 @@ def over(found: Flatness) -> str:
 def words(value: Mean, sign: str = "") -> str:
     """A mean and its interval: ".35 [.30, .40]" in so many digits as the interval is worth."""
     digits = 3 if max(abs(value.value), abs(value.high - value.low)) < 1 else 2
-    ends = "" if value.n < 2 else f" [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
-    return f"{value.value:{sign}.{digits}f}{ends}"
+    ends = "" if value.n < 2 else f" [{value.low:{sign}z.{digits}f}, {value.high:{sign}z.{digits}f}]"
+    return f"{value.value:{sign}z.{digits}f}{ends}"
 
 
 def sentences(job: Job, measured: Sequence[Measured]) -> tuple[str, ...]:

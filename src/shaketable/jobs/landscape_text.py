@@ -122,8 +122,8 @@ def how(job: Job) -> str:
         f"At every point the images are attacked anew, by {config.attack} ({config.norm}, eps {config.eps:.4g}) with the same "
         "random starts, so that what differs between two points or two models is the loss. Adversarial images kept from "
         "the weights themselves would make other points look better than they are.",
-        "Pictures depend on how directions are scaled: filter by filter they are shorter than layer by layer, so the same net "
-        "looks flatter. Compare pictures of one scale alone.",
+        "Pictures depend on how directions are scaled: layer by layer or filter by filter they are equally long, but filter "
+        "by filter small filters move less, which looks flatter. Compare pictures of one scale alone.",
     ]
     notes = dict.fromkeys(p.images.note for p in job.pictures if p.images.note)
     return "\n\n".join([*lines, *(f"Images: {note}." for note in notes)])
