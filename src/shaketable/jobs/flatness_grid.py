@@ -15,6 +15,7 @@ from .flatness_contrasts_report import contrast_metrics, contrast_sections, cont
 from .flatness_measures import chosen_of
 from .flatness_models import Measured, measure_all, rows_of
 from .flatness_recipe import FlatnessPlan, plan_of
+from .flatness_standing import passes_of
 from .flatness_study import choices_of, command_of, settings_of
 from .flatness_study_config import FlatnessStudyConfig
 from .flatness_study_report import correlation_sections, findings, headline
@@ -116,8 +117,9 @@ def estimate(config: FlatnessStudyConfig, timed: Callable[[Any], Any]) -> GridEs
     a_pass = timed(first).step / (2 * steps * first.batch_size)
     models = sum(study.runs[name].cell.name in shown for name in study.wanted) * len(plan.table.checkpoints)
     models += len(plan.models)
-    an_image = sum(chosen.passes for chosen in chosen_of(plan.config)) * (plan.table.count or 1000)
-    passes = round(models * an_image)
+    flatness = sum(chosen.passes for chosen in chosen_of(plan.config)) * (plan.table.count or 1000)
+    standing = 2 * passes_of(plan.config) * (plan.table.evaluate_count or 1000)  # on test and on training images
+    passes = round(models * (flatness + standing))
     return GridEstimate(trainings.seconds + passes * a_pass, trainings.memory, trainings.seconds, models, passes)
 
 

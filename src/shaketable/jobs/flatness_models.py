@@ -176,8 +176,7 @@ def _work(
         notes.update({f"{what}: {note}": None} if images.note else {})
         data[what if row.seed is None or what != STANDING[1] else f"{what}, seed {row.seed}"] = images.data.fingerprint
     work = _Work(row, sha256, row.epoch if row.epoch is not None else source.epoch)
-    ascent = flatness_standing.attack_for(config)
-    passes = 2.0 * ascent.steps * ascent.restarts + 3
+    passes = flatness_standing.passes_of(config)
     for what in STANDING:
         images = parts[what]
         work.frequent[what] = float(images.data.labels.bincount().max()) / len(images.data)

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from ..core.errors import ConfigError
 from ..plugins import nearest
 from .flatness_config import FlatnessConfig
+from .ground import device_of
 from .settings import Fraction, Norm
 from .study_recipe import Cell, Recipe, Strict, Title, cells_of, refusal
 from .train_config import TrainConfig
@@ -125,8 +126,9 @@ def _config(recipe: Recipe, table: FlatnessTable, where: str) -> FlatnessConfig:
         "data": training.data, "norm": table.norm or training.norm, "attack": table.attack or training.evaluation,
         "eps": training.eps if table.eps is None else table.eps,
     }  # fmt: skip
-    same = ("measures", "count", "preset", "batch_size", "seed", "threads", "device")
+    same = ("measures", "count", "preset", "batch_size", "seed", "threads")
     options |= {name: getattr(table, name) for name in same}
+    options["device"] = str(device_of(table.device))  # the one used, which the ledger's cells name
     try:
         return FlatnessConfig(model=("recipe",), **options)
     except ValidationError as error:

@@ -49,7 +49,7 @@ def task_of(
 
     Args:
         config: whose norm, eps, attack, seed, device and threads are used.
-        passes: an image, for the progress.
+        passes: an image, for the progress; see `passes_of`.
     """
     attack = vars(attack_for(config)) | {"batch_size": config.batch_size or 128}
     settings = {
@@ -70,6 +70,12 @@ def task_of(
 def attack_for(config: FlatnessConfig) -> PGDAttack:
     """The attack on the images, each attacked to the end."""
     return attack_of(ascent_of(config.attack))
+
+
+def passes_of(config: FlatnessConfig) -> float:
+    """Forward and backward passes that an image's standing takes."""
+    attack = attack_for(config)
+    return 2.0 * attack.steps * attack.restarts + 3
 
 
 def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:

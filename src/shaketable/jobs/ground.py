@@ -37,7 +37,18 @@ def prepare(settings: Settings) -> Ground:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    name = settings.device
+    device = device_of(settings.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return Ground(device)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a name means; auto: the first accelerator there is, else the CPU.
+
+    Raises:
+        ConfigError: a device that this machine does not have, or that is no device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -46,9 +57,7 @@ def prepare(settings: Settings) -> Ground:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = f"{name!r}: {str(error).splitlines()[0]}"[:160]
         raise ConfigError("device", "a device of this machine", found, "Use --device cpu or --device auto.") from error
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    return Ground(device)
+    return device
 
 
 @contextmanager
