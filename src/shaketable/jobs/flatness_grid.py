@@ -19,7 +19,7 @@ from .flatness_standing import passes_of
 from .flatness_study import choices_of, command_of, settings_of
 from .flatness_study_config import FlatnessStudyConfig
 from .flatness_study_report import correlation_sections, findings, headline
-from .flatness_study_text import sentences
+from .flatness_study_text import leading, sentences
 from .flatness_table import table_of
 from .study import Found as StudyFound
 from .study import environment_of, prepare_study
@@ -132,6 +132,7 @@ def _report(grid: Grid, facts: Mapping[str, Any], volatile: Volatile) -> Report:
     recipe, measured, found = grid.study.study.recipe, grid.measured, grid.analysis.correlations
     notes = (*study_findings.findings(grid.study), *_failures(grid), *findings(grid.analysis))
     contrasts, command = grid.contrasts, command_of(grid.config)
+    said = contrast_sentences(contrasts) if contrasts else ()
     content = flatness_study_record.record(
         grid.analysis, title=recipe.title, command=command, environment=facts, volatile=volatile,
         extra={"recipe": recipe.model_dump(mode="json"), "contrasts": None if contrasts is None else asdict(contrasts)},
@@ -144,13 +145,14 @@ def _report(grid: Grid, facts: Mapping[str, Any], volatile: Volatile) -> Report:
         summary=(
             *([recipe.question] if recipe.question else []),
             _ran(grid),
-            *(contrast_sentences(contrasts) if contrasts else ()),
-            *sentences(grid.analysis),
+            *said[:1],
+            *leading(grid.analysis),
         ),
         verdict=verdict_of(notes),
         headline=(*first, *(contrast_metrics(contrasts, 6 - len(first)) if contrasts else ())),
         findings=notes,
         sections=(
+            Section(title="In words", text="\n\n".join((*said, *sentences(grid.analysis)))),
             *(contrast_sections(contrasts) if contrasts else ()),
             *correlation_sections(grid.analysis),
             _measured_section(grid),

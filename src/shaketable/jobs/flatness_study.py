@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..report import Hashes, Report, elapsed_since, environment, verdict_of
+from ..report import Hashes, Report, Section, elapsed_since, environment, verdict_of
 from ..runs import Progress
 from . import flatness_study_record
 from .flatness_analysis import analyse
 from .flatness_sheet import read_sheet
 from .flatness_study_config import FlatnessStudyConfig
 from .flatness_study_report import correlation_sections, findings, headline
-from .flatness_study_text import sentences
+from .flatness_study_text import leading, sentences
 from .flatness_table import Choices, table_of
 
 
@@ -61,8 +61,9 @@ def _of_table(config: FlatnessStudyConfig) -> Report:
     )  # fmt: skip
     flatness_study_record.write(config.reports, content)
     return Report(
-        verb="study flatness", title=title, summary=sentences(analysis), verdict=verdict_of(notes),
-        headline=headline(analysis.correlations), findings=notes, sections=correlation_sections(analysis), command=command,
+        verb="study flatness", title=title, summary=leading(analysis), verdict=verdict_of(notes),
+        headline=headline(analysis.correlations), findings=notes, command=command,
+        sections=(Section(title="In words", text="\n\n".join(sentences(analysis))), *correlation_sections(analysis)),
         config=settings_of(config), environment=facts, seeds={"bootstrap": config.seed},
         hashes=Hashes(data={path.name: sha256}), volatile=volatile,
     )  # fmt: skip

@@ -8,8 +8,18 @@ from .flatness_analysis import Analysis
 from .flatness_table import GAP
 
 
+def leading(analysis: Analysis) -> tuple[str, ...]:
+    """The summary of a report: those of `sentences` that a reader needs first."""
+    found = analysis.correlations
+    main = main_of(found)
+    lines = [_models(analysis), _flatness(found, main)]
+    if found.given:
+        lines += [_confounder(found, main), *_partial(found, main)]
+    return (*lines, _caution(found))
+
+
 def sentences(analysis: Analysis) -> tuple[str, ...]:
-    """The summary of a report, the most important first.
+    """All that is said of a study, the most important first.
 
     Checked by tests/jobs/test_flatness_text.py: what is said of data whose truth is known.
     """
@@ -17,7 +27,7 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
     main = main_of(found)
     lines = [_models(analysis), _flatness(found, main), *_others(found), *_elsewhere(found, main)]
     if found.given:
-        lines += [_confounder(found, main), *_left(found, main)]
+        lines += [_confounder(found, main), *_partial(found, main), *_left(found, main)]
     else:
         lines.append("No confounder was given: what else might explain the same is not known.")
     return (*lines, *_without_one(main), _caution(found))
@@ -104,10 +114,9 @@ def _confounder(found: Correlations, main: Association) -> str:
     return f"{start}. {closer} has the larger coefficient, but these models do not tell the two apart: {ends}."
 
 
-def _left(found: Correlations, main: Association) -> list[str]:
-    """What is left of flatness when the confounders are given, and of the closest confounder when flatness is."""
-    given, target = tuple(found.given), found.targets[0]
-    named = given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}"
+def _partial(found: Correlations, main: Association) -> list[str]:
+    """What is left of flatness when the confounders are given, for each target."""
+    given, named = tuple(found.given), _named(found)
     partial = [a for t in found.targets if (a := found.find(main.predictor, t, given)) is not None]
     partial = [a for a in partial if math.isfinite(a.pearson.value)]
     if not partial:
@@ -117,14 +126,21 @@ def _left(found: Correlations, main: Association) -> list[str]:
         for side in (True, False)
     )
     lines: list[str] = []
-    if len(given) > 1 and (alone := found.find(main.predictor, target, (given[0],))) is not None:
-        lines.append(f"Given {given[0]} alone, {main.predictor} has {words(alone.pearson)} with {target}.")
     if kept:
         lines.append(f"Given {named}, {main.predictor} keeps a partial correlation (Pearson) with {kept}.")
     if lost:
         lines.append(
             f"Given {named}, nothing of {main.predictor} is shown to be left for {lost}: 0 is in the interval."
         )
+    return lines
+
+
+def _left(found: Correlations, main: Association) -> list[str]:
+    """More on what is left: given the first confounder alone, in a linear fit, and the other way round."""
+    given, target, named = tuple(found.given), found.targets[0], _named(found)
+    lines: list[str] = []
+    if len(given) > 1 and (alone := found.find(main.predictor, target, (given[0],))) is not None:
+        lines.append(f"Given {given[0]} alone, {main.predictor} has {words(alone.pearson)} with {target}.")
     alone, both = found.share(given, target), found.share([main.predictor, *given], target)
     if alone is not None and both is not None:
         lines.append(
@@ -141,6 +157,12 @@ def _left(found: Correlations, main: Association) -> list[str]:
         )
         lines.append(f"The other way round, given {main.predictor}, {other.predictor} {what} with {target}.")
     return lines
+
+
+def _named(found: Correlations) -> str:
+    """The confounders, as words."""
+    given = tuple(found.given)
+    return given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}"
 
 
 def _without_one(main: Association) -> list[str]:
