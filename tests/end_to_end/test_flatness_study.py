@@ -190,7 +190,7 @@ def test_a_recipes_models_are_measured_compared_and_correlated(measured: Report,
     assert named["smooth"]["differences"][first]["values"]["1"] == pytest.approx(difference)
     assert "early stopping of at" in named
     titles = [section.title for section in measured.sections]
-    assert titles[:2] == ["Flatter than the baseline, at?", "Robustness beside it"]
+    assert titles[:3] == ["In words", "Flatter than the baseline, at?", "Robustness beside it"]
     assert "What goes with robust_loss" in titles
     assert measured.hashes.models["at/seed-0/last"]
 

@@ -7,6 +7,8 @@ from ..flatness.associations import Association, Correlation, Correlations, Shar
 from .flatness_analysis import Analysis
 from .flatness_table import GAP
 
+_NO_CONFOUNDER = "No confounder was given: what else might explain the same is not known."
+
 
 def leading(analysis: Analysis) -> tuple[str, ...]:
     """The summary of a report: those of `sentences` that a reader needs first."""
@@ -15,6 +17,8 @@ def leading(analysis: Analysis) -> tuple[str, ...]:
     lines = [_models(analysis), _flatness(found, main)]
     if found.given:
         lines += [_confounder(found, main), *_partial(found, main)]
+    else:
+        lines.append(_NO_CONFOUNDER)
     return (*lines, _caution(found))
 
 
@@ -29,7 +33,7 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
     if found.given:
         lines += [_confounder(found, main), *_partial(found, main), *_left(found, main)]
     else:
-        lines.append("No confounder was given: what else might explain the same is not known.")
+        lines.append(_NO_CONFOUNDER)
     return (*lines, *_without_one(main), _caution(found))
 
 
