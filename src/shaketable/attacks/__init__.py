@@ -9,6 +9,9 @@ from collections.abc import Callable
 from .attack import Attack
 from .evaluate import evaluate as evaluate  # the verb takes the place of its module's name
 from .evaluation import Evaluation, Finding
+from .fab import FABAttack
+from .fab import fab as fab  # the verb takes the place of its module's name
+from .minimal import Minimal
 from .pgd import FGSMAttack, PGDAttack, fgsm
 from .pgd import pgd as pgd  # the verb takes the place of its module's name
 
@@ -17,4 +20,17 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": PGDAttack,
 }
 
-__all__ = ["ATTACKS", "Attack", "Evaluation", "FGSMAttack", "Finding", "PGDAttack", "evaluate", "fgsm", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Evaluation",
+    "FABAttack",
+    "FGSMAttack",
+    "Finding",
+    "Minimal",
+    "PGDAttack",
+    "evaluate",
+    "fab",
+    "fgsm",
+    "pgd",
+]
