@@ -6,6 +6,7 @@ line in the dict: the command line, the documentation and the contract tests rea
 
 from collections.abc import Callable
 
+from . import regions
 from .attack import Attack
 from .evaluate import evaluate as evaluate  # the verb takes the place of its module's name
 from .evaluation import Evaluation, Finding
