@@ -34,4 +34,5 @@ __all__ = [
     "fab",
     "fgsm",
     "pgd",
+    "regions",
 ]
