@@ -157,3 +157,51 @@ def apart(x: Tensor, generator: torch.Generator | None = None) -> Generator[None
 def sizes(delta: Tensor, norm: str) -> Float[Tensor, " n"]:
     """The norm of each example's perturbation."""
     return norm_of(norm, delta.flatten(1))
+
+
+class Nearest:
+    """The nearest adversarial points of a batch, as an attack comes upon them."""
+
+    def __init__(self, x: Tensor, norm: str) -> None:
+        self.x, self.norm = x, norm
+        self.points, self.norms = x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+
+    def keep(self, rows: Tensor, points: Tensor, hit: Tensor) -> Tensor:
+        """Keep those of the points of some rows that hit and are nearer than before; returns the norms of all of them."""
+        size = sizes(points - self.x[rows], self.norm)
+        better = hit & (size < self.norms[rows])
+        kept = rows[better]
+        self.points[kept], self.norms[kept] = points[better], size[better]
+        return size
+
+    def begin(self, model: Counted, y: Tensor, *, targeted: bool) -> Tensor:
+        """Keep the images that need no perturbation; returns the rows of the others. One forward pass."""
+        rows = torch.arange(len(self.x), device=self.x.device)
+        if not len(rows):
+            return rows
+        logits = model.logits(self.x)
+        require_labels(y, logits)
+        hit = won(logits, y, targeted=targeted)
+        self.keep(rows, self.x, hit)
+        return rows[~hit]
+
+    def result(self, model: Counted, queries: Tensor | None = None) -> Minimal:
+        """What was found."""
+        return Minimal(self.points, self.norms, torch.isfinite(self.norms), model.calls, queries)
+
+
+def margin_weights(logits: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
+    """The derivatives of `margins` by the logits."""
+    top = others(logits, y).argmax(1, keepdim=True)
+    weights = torch.zeros_like(logits).scatter_(1, top, 1.0).scatter_(1, y[:, None], -1.0)
+    return -weights if targeted else weights
+
+
+def require_slope(slope: Tensor) -> None:
+    """Raise a `GradientError` if the first gradients are zero or not finite for every image."""
+    peak = slope.flatten(1).abs().amax(1) if slope.numel() else slope.new_ones(1)
+    if not bool((torch.isfinite(peak) & (peak > 0)).any()):
+        raise GradientError(
+            "model", "a gradient by the input", "zero or non-finite gradients for every image",
+            "Look for a detached, quantised or saturated output; use an attack without gradients.",
+        )  # fmt: skip
