@@ -22,6 +22,8 @@ from .hopskipjump import hopskipjump as hopskipjump  # likewise
 from .minimal import Minimal
 from .pgd import FGSMAttack, PGDAttack, fgsm
 from .pgd import pgd as pgd  # the verb takes the place of its module's name
+from .regional import Regional, RegionalAttack
+from .regional import regional as regional  # likewise
 from .transferable import TransferableAttack, di, mi, ni, ti
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -30,6 +32,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "mi_fgsm": mi,
     "ni_fgsm": ni,
     "pgd": PGDAttack,
+    "regional": RegionalAttack,
     "ti_fgsm": ti,
 }
 
@@ -42,6 +45,8 @@ __all__ = [
     "Finding",
     "Minimal",
     "PGDAttack",
+    "Regional",
+    "RegionalAttack",
     "TransferableAttack",
     "bpda",
     "cw",
@@ -57,6 +62,7 @@ __all__ = [
     "mi",
     "ni",
     "pgd",
+    "regional",
     "regions",
     "ti",
 ]

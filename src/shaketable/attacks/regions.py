@@ -187,6 +187,18 @@ def region_of(text: str) -> Region:
     return Region(text, terms)
 
 
+def mask_of(
+    region: Any, model: Any, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], generator: torch.Generator
+) -> Bool[Tensor, "m ..."] | None:
+    """The mask that was meant: None (everything), a mask, a text for `region_of`, or a function that makes one."""
+    if region is None:
+        return None
+    if isinstance(region, str):
+        region = region_of(region)
+    made = region if isinstance(region, Tensor) or not callable(region) else region(model, x, y, generator)
+    return checked(made, x.shape, "region").to(x.device)  # pyright: ignore[reportArgumentType]
+
+
 def _factor(part: str, text: str) -> tuple[bool, Maker]:
     part, inverted = part.strip(), False
     while part[:1] in ("!", "~") and part:
@@ -207,6 +219,6 @@ def _factor(part: str, text: str) -> tuple[bool, Maker]:
 
 __all__ = [
     "REGIONS", "Kind", "Region", "area", "box", "by_gradient", "by_trial", "cell", "centre", "checked", "circle", "file",
-    "frame", "grid", "intersection", "inverse", "matched", "pixels", "polygon", "random", "region_of", "segmentation",
-    "union", "whole",
+    "frame", "grid", "intersection", "inverse", "mask_of", "matched", "pixels", "polygon", "random", "region_of",
+    "segmentation", "union", "whole",
 ]  # fmt: skip
