@@ -24,6 +24,9 @@ from .pgd import FGSMAttack, PGDAttack, fgsm
 from .pgd import pgd as pgd  # the verb takes the place of its module's name
 from .regional import Regional, RegionalAttack
 from .regional import regional as regional  # likewise
+from .transfer import transfer as transfer  # likewise
+from .transfer import transfer_row
+from .transfer_matrix import Transfer
 from .transferable import TransferableAttack, di, mi, ni, ti
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -47,6 +50,7 @@ __all__ = [
     "PGDAttack",
     "Regional",
     "RegionalAttack",
+    "Transfer",
     "TransferableAttack",
     "bpda",
     "cw",
@@ -65,4 +69,6 @@ __all__ = [
     "regional",
     "regions",
     "ti",
+    "transfer",
+    "transfer_row",
 ]
