@@ -7,7 +7,11 @@ line in the dict: the command line, the documentation and the contract tests rea
 from collections.abc import Callable
 
 from . import regions
+from .apgd import APGDAttack
+from .apgd import apgd as apgd  # the verb takes the place of its module's name
 from .attack import Attack
+from .autoattack import AutoAttack, Averaged, EnsemblePerturbation
+from .autoattack import autoattack as autoattack  # the verb takes the place of its module's name
 from .bpda import bpda as bpda  # the verb takes the place of its module's name
 from .cw import cw as cw  # likewise
 from .ddn import ddn as ddn  # likewise
@@ -27,21 +31,31 @@ from .regional import regional as regional  # likewise
 from .transfer import transfer as transfer  # likewise
 from .transfer import transfer_row
 from .transfer_matrix import Transfer
+from .square import SquareAttack
+from .square import square as square  # the verb takes the place of its module's name
 from .transferable import TransferableAttack, di, mi, ni, ti
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
+    "apgd": APGDAttack,
+    "autoattack": AutoAttack,
     "di_fgsm": di,
+    "fab": FABAttack,
     "fgsm": FGSMAttack,
     "mi_fgsm": mi,
     "ni_fgsm": ni,
     "pgd": PGDAttack,
     "regional": RegionalAttack,
+    "square": SquareAttack,
     "ti_fgsm": ti,
 }
 
 __all__ = [
     "ATTACKS",
+    "APGDAttack",
     "Attack",
+    "AutoAttack",
+    "Averaged",
+    "EnsemblePerturbation",
     "Evaluation",
     "FABAttack",
     "FGSMAttack",
@@ -68,6 +82,7 @@ __all__ = [
     "pgd",
     "regional",
     "regions",
+    "square",
     "ti",
     "transfer",
     "transfer_row",

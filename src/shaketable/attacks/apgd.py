@@ -9,15 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.apgd import APGD
-from ..core.ascent import PGD
 from ..core.ball import Ball, Norm
 from ..core.errors import GradientError, InputError
-from ..core.losses import ce, cross_entropy
+from ..core.losses import ce
 from ..core.perturb import Perturbation, drawn_start, perturb
 from ..core.record import Calls
 from ..core.seeds import generator as make_generator
 from .pgd import LOGIT_LOSSES, LogitLoss
-from .targets import TARGET_LOSSES, Towards, likeliest
+from .targets import TARGET_LOSSES, Towards, likeliest, looked
 from .worst import Worst
 
 APGDLoss = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-targeted"]
@@ -101,7 +100,7 @@ class APGDAttack:
 
     def _towards(self, model: Any, x: Tensor, y: Tensor, within: Ball, generator: torch.Generator) -> Perturbation:
         assert isinstance(self.loss, str)
-        first, logits = _looked(model, x, y, within, self.stop, generator)
+        first, logits = looked(model, x, y, within, self.stop, generator)
         if logits is None:
             return first
         classes, loss = likeliest(logits, y, self.targets), TARGET_LOSSES[self.loss]
@@ -127,21 +126,6 @@ class APGDAttack:
         if refused is not None and not climbed:
             raise refused
         return worst.perturbation(valued=True)
-
-
-def _looked(
-    model: Any, x: Tensor, y: Tensor, within: Ball, stop: bool, generator: torch.Generator
-) -> tuple[Perturbation, Tensor | None]:
-    """x as a perturbation by nothing, with all that `perturb` checks, and its logits: one forward pass."""
-    seen: list[Tensor] = []
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        seen.append(logits.detach())
-        return cross_entropy(logits, labels)
-
-    objective = replace(ce(model, y, stop=stop), loss=loss)
-    found = perturb(objective, x, within, by=PGD(steps=0, keep="best"), generator=generator)
-    return found, seen[0] if seen else None
 
 
 def apgd(

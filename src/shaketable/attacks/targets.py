@@ -1,15 +1,18 @@
 """Losses that lead to a class, and the attacks that try the likeliest ones in turn, as the AutoAttack ensemble does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.ascent import PGD
+from ..core.ball import Ball
 from ..core.errors import InputError
-from ..core.losses import cross_entropy
+from ..core.losses import ce, cross_entropy
+from ..core.perturb import Perturbation, perturb
 from ..core.places import at
 
 TargetLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -79,3 +82,18 @@ def likeliest(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], count: int) ->
     """The classes other than y of the largest logits, first the largest; `count` of them, or all there are."""
     others = logits.scatter(1, y[:, None], -torch.inf).nan_to_num(nan=-torch.inf)
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def looked(
+    model: Any, x: Tensor, y: Tensor, within: Ball, stop: bool, generator: torch.Generator
+) -> tuple[Perturbation, Tensor | None]:
+    """x as a perturbation by nothing, with all that `perturb` checks, and its logits: one forward pass."""
+    seen: list[Tensor] = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(logits.detach())
+        return cross_entropy(logits, labels)
+
+    objective = replace(ce(model, y, stop=stop), loss=loss)
+    found = perturb(objective, x, within, by=PGD(steps=0, keep="best"), generator=generator)
+    return found, seen[0] if seen else None

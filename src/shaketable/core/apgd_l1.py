@@ -134,12 +134,13 @@ def project_l1_box(delta: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> 
         shrunk = size - t
         kept = torch.minimum(shrunk.clamp(min=0.0), most)
         excess = kept.sum(1, keepdim=True) - radius
-        if bool((inside | (excess.abs() <= 1e-12 * radius) | (right - left <= 1e-15 * right)).all()):
+        done = inside | (excess.abs() <= 1e-12 * radius) | (right - left <= 1e-15 * right)
+        if bool(done.all()):
             break
         left, right = torch.where(excess > 0, t, left), torch.where(excess > 0, right, t)
-        slope = ((shrunk > 0) & (shrunk < most)).sum(1, keepdim=True)
-        step = t + excess / slope
-        t = torch.where((step > left) & (step < right), step, (left + right) / 2)
+        step = t + excess / ((shrunk > 0) & (shrunk < most)).sum(1, keepdim=True)
+        step = torch.where((step > left) & (step < right), step, (left + right) / 2)
+        t = torch.where(done, t, step)
     kept = torch.where(inside, torch.minimum(size, most), kept)
     return (delta.sign() * kept * (radius > 0)).to(delta)
 

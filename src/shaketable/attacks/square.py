@@ -1,0 +1,154 @@
+"""Square: an attack by random search that needs no gradient (Andriushchenko, Croce, Flammarion, Hein 2020)."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..core.ball import Ball, Norm
+from ..core.errors import InputError
+from ..core.losses import margin
+from ..core.perturb import Perturbation, perturb
+from ..core.record import Ascent, Calls, Flags, look_at
+from ..core.seeds import generator as make_generator
+from .square_moves import Masses, Windows, share_of
+
+
+@dataclass(frozen=True)
+class SquareAttack:
+    """Random search for the largest margin over windows of an image ("Square Attack", ECCV 2020, algorithms 1 to 3).
+
+    A candidate is kept if its margin (the largest other logit minus that of the true class) is larger. In linf balls the
+    search starts from vertical stripes, and a candidate has a square window at the edge of the ball, of one sign a channel. In
+    l2 balls it starts from a grid of pyramids, and a candidate moves the mass of one window, and what is unused, into
+    another. l1 as l2 (Croce & Hein 2021), with steeper pyramids, by the l1 norm, and the projection onto ball and box. Windows
+    lie in the rectangle around the ball's mask, where it has one.
+
+    Args:
+        queries: how many points are tried, the first included; 5000, AutoAttack's. The paper's is 10000.
+        p_init: the share of the pixels in the first windows; .8, AutoAttack's. The paper's is .05 (linf) and .1 (l2).
+        rescale: the schedule, by which this share is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10000
+            queries, is compressed to the number of queries, as the paper says. AutoAttack does not.
+        stop: drop an image as soon as it is misclassified. `evaluate` switches it on when it measures accuracy.
+
+    Cost: `queries` forward passes an image, no backward pass; with `stop` nothing after it is fooled. No gradients are needed:
+    it works on models that are quantised, detached or made of anything.
+
+    Differences from the paper: a window that would change nothing is given the opposite signs (the authors draw it again);
+    every image has windows of its own, as in the paper, where AutoAttack's code shares them in a batch. In l1 balls
+    AutoAttack's code gives a window of c channels c times the mass, and lets the projection take the excess.
+
+    Raises:
+        InputError: images that are not (n, c, h, w); a ball of another norm or not per example; numbers out of range; what
+            `perturb` raises for inputs.
+
+    Checked by tests/attacks/test_square.py (a linear model's optimum, counted passes) and tests/attacks/test_contract.py.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+
+    queries: int = 5000
+    p_init: float = 0.8
+    rescale: bool = True
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.queries) is not int or self.queries < 1:
+            raise InputError("queries", "a whole number >= 1", repr(self.queries), "AutoAttack's is 5000.")
+        if not 0 < self.p_init <= 1:
+            raise InputError("p_init", "a share in (0, 1]", str(self.p_init), "AutoAttack's is .8.")
+
+    def until_fooled(self) -> "SquareAttack":
+        """The same attack, with `stop`."""
+        return replace(self, stop=True)
+
+    def __call__(
+        self,
+        model: Any,
+        x: Float[Tensor, "n c h w"],
+        y: Int[Tensor, " n"],
+        within: Ball,
+        *,
+        generator: torch.Generator,
+    ) -> Perturbation:
+        """Attack a batch; see `Attack` for the arguments."""
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            remedy = "Give each example the form of an image; of tables, (1, 1, d) with a model that flattens it."
+            raise InputError("x", "images of shape (n, c, h, w)", found, remedy)
+        if within.norm not in self.norms or not within.rowwise:
+            found = f"norm={within.norm!r}, per={within.per!r}"
+            raise InputError("within", "an linf, l2 or l1 ball per example for Square", found, "Choose another attack.")
+        by = _Search(self, generator)
+        return perturb(margin(model, y, stop=self.stop), x, within, by=by, generator=generator)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The ascent: random search with a generator of its own."""
+
+    attack: SquareAttack
+    generator: torch.Generator
+
+    def __call__(self, objective: Any, origin: Any, within: Any, start: Any) -> Ascent:
+        """Run it; see `perturb`."""
+        attack, n = self.attack, len(origin)
+        none = torch.zeros(n, dtype=torch.bool, device=origin.device)
+        rows, calls, weird, stopped = torch.arange(n, device=origin.device), 0, none, none.clone()
+        moves = (Windows if within.norm == "linf" else Masses)(origin, within, self.generator)
+        delta, value = moves.first(), origin.new_full((n,), -torch.inf)
+        deltas, values = delta.clone(), value.clone()
+        for query in range(attack.queries):
+            tried = delta
+            if query:
+                share = share_of(query - 1, attack.queries, attack.p_init, rescale=attack.rescale)
+                tried = moves.propose(delta, share, rows)
+            look = look_at(objective, within.clip(origin + tried), rows, len(rows), gradient=False)
+            calls += len(rows)
+            seen = look.value.to(value)
+            if not query:
+                weird = ~torch.isfinite(seen)
+            better = (seen > value) if look.done is None else (seen > value) | look.done
+            value = torch.where(better & ~seen.isnan(), seen, value)
+            delta = torch.where(better[:, None, None, None], tried, delta)
+            if look.done is None or not bool(look.done.any()):
+                continue
+            deltas[rows], values[rows], stopped[rows] = delta, value, look.done
+            left = torch.nonzero(~look.done)[:, 0]
+            if not len(left):
+                break
+            rows, delta, value, origin, within = rows[left], delta[left], value[left], origin[left], within.rows(left)
+            moves.keep(left)
+        deltas[rows], values[rows] = delta, value
+        return Ascent(deltas, values, Calls(calls), Flags(none, weird, stopped))
+
+
+def square(
+    model: Any,
+    x: Float[Tensor, "n c h w"],
+    y: Int[Tensor, " n"],
+    *,
+    eps: float | Float[Tensor, " n"],
+    norm: Norm = "linf",
+    queries: int = 5000,
+    p_init: float = 0.8,
+    box: tuple[float, float] | None = (0.0, 1.0),
+    mask: Tensor | None = None,
+    seed: int = 0,
+) -> Perturbation:
+    """Square on a batch, in one line: ``square(model, x, y, eps=8 / 255).point``; images stop once they are misclassified.
+
+    Args:
+        model: from images in the box to logits; left as it is. It needs no gradients.
+        x, y: images and labels.
+        eps: the radius, in the unit of the images; one for all or one for each.
+        norm: "linf", "l2" or "l1".
+        box: the range of valid images.
+        mask: nonzero where an image may change.
+        seed: of all that is drawn.
+        queries, p_init: see `SquareAttack`, also for cost and errors.
+    """
+    attack = SquareAttack(queries, p_init, stop=True)
+    return attack(model, x, y, Ball(norm, eps, box=box, mask=mask), generator=make_generator(seed, "square"))
