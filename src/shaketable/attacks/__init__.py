@@ -28,11 +28,11 @@ from .pgd import FGSMAttack, PGDAttack, fgsm
 from .pgd import pgd as pgd  # the verb takes the place of its module's name
 from .regional import Regional, RegionalAttack
 from .regional import regional as regional  # likewise
+from .square import SquareAttack
+from .square import square as square  # the verb takes the place of its module's name
 from .transfer import transfer as transfer  # likewise
 from .transfer import transfer_row
 from .transfer_matrix import Transfer
-from .square import SquareAttack
-from .square import square as square  # the verb takes the place of its module's name
 from .transferable import TransferableAttack, di, mi, ni, ti
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -64,8 +64,11 @@ __all__ = [
     "PGDAttack",
     "Regional",
     "RegionalAttack",
+    "SquareAttack",
     "Transfer",
     "TransferableAttack",
+    "apgd",
+    "autoattack",
     "bpda",
     "cw",
     "ddn",
