@@ -15,6 +15,7 @@ from .autoattack import autoattack as autoattack  # the verb takes the place of 
 from .bpda import bpda as bpda  # the verb takes the place of its module's name
 from .cw import cw as cw  # likewise
 from .ddn import ddn as ddn  # likewise
+from .eight_bit import EightBit, surviving
 from .ensemble import ensemble as ensemble  # likewise
 from .eot import eot as eot  # likewise
 from .evaluate import evaluate as evaluate  # the verb takes the place of its module's name
@@ -55,6 +56,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Averaged",
+    "EightBit",
     "EnsemblePerturbation",
     "Evaluation",
     "FABAttack",
@@ -86,6 +88,7 @@ __all__ = [
     "regional",
     "regions",
     "square",
+    "surviving",
     "ti",
     "transfer",
     "transfer_row",
