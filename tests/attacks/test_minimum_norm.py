@@ -52,12 +52,12 @@ class Linear:
 @pytest.mark.parametrize(
     ("attack", "norm", "within"),
     [
-        (lambda *a: ddn(*a, steps=100), "l2", 0.03),
+        (lambda *a: ddn(*a, steps=60), "l2", 0.03),
         (lambda *a: fmn(*a, norm="l2", steps=100), "l2", 0.01),
         (lambda *a: fmn(*a, norm="linf", steps=150), "linf", 0.01),
         (lambda *a: fmn(*a, norm="l1", steps=150, box=(-9, 9)), "l1", 0.01),
         (lambda *a: fmn(*a, norm="l0", steps=60), "l0", 0.34),
-        (lambda *a: cw(*a, steps=150, search=6, constant=0.1), "l2", 0.02),
+        (lambda *a: cw(*a, steps=80, search=5, constant=0.1), "l2", 0.02),
     ],
     ids=["ddn", "fmn-l2", "fmn-linf", "fmn-l1", "fmn-l0", "cw"],
 )
@@ -75,9 +75,9 @@ def test_reaches_the_minimum_norm_of_a_linear_model(attack: Any, norm: Any, with
 def test_a_target_is_reached_at_its_boundary(attack: Any) -> None:
     """Targets of a linear model of two classes are the other class: the same points as without."""
     problem = Linear()
-    more = {"norm": "l2"} if attack is fmn else {"search": 5, "constant": 0.1} if attack is cw else {}
-    free = attack(problem, problem.x, problem.y, steps=60, **more)
-    aimed = attack(problem, problem.x, 1 - problem.y, steps=60, targeted=True, **more)
+    more = {"norm": "l2"} if attack is fmn else {"search": 5, "constant": 0.1, "rate": 0.03} if attack is cw else {}
+    free = attack(problem, problem.x, problem.y, steps=30, **more)
+    aimed = attack(problem, problem.x, 1 - problem.y, steps=30, targeted=True, **more)
     assert torch.allclose(free.norms, aimed.norms, rtol=1e-6)
     assert bool((problem(aimed.points).argmax(1) == 1 - problem.y).all())
 
