@@ -35,6 +35,8 @@ from .transfer import transfer as transfer  # likewise
 from .transfer import transfer_row
 from .transfer_matrix import Transfer
 from .transferable import TransferableAttack, di, mi, ni, ti
+from .vulnerability import Vulnerability
+from .vulnerability import vulnerability as vulnerability  # the verb takes the place of its module's name
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "apgd": APGDAttack,
@@ -69,6 +71,7 @@ __all__ = [
     "SquareAttack",
     "Transfer",
     "TransferableAttack",
+    "Vulnerability",
     "apgd",
     "autoattack",
     "bpda",
@@ -92,4 +95,5 @@ __all__ = [
     "ti",
     "transfer",
     "transfer_row",
+    "vulnerability",
 ]
