@@ -6,13 +6,23 @@ from typing import Any
 import pytest
 import torch
 
-from shaketable.attacks import ATTACKS, APGDAttack, Attack, AutoAttack, FABAttack, SquareAttack, evaluate
+from shaketable.attacks import (
+    ATTACKS,
+    APGDAttack,
+    Attack,
+    AutoAttack,
+    FABAttack,
+    RegionalAttack,
+    SquareAttack,
+    evaluate,
+)
 from shaketable.core import Ball, InputError, Perturbation, generator
 
 Make = Callable[..., Any]
 NORMS = {"linf": 0.015, "l2": 0.12, "l1": 1.0, "l0": 3.0}
 CHEAP: dict[str, Attack] = {  # the same attacks with less to do; any other is run as it is
     "apgd": APGDAttack(steps=6),
+    "regional": RegionalAttack(steps=15, step=0.1),
     "fab": FABAttack(steps=6),
     "square": SquareAttack(queries=40),
     "autoattack": AutoAttack(
