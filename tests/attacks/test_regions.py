@@ -183,7 +183,8 @@ def test_by_trial_finds_the_cells_that_the_model_looks_at(attack: Any) -> None:
     assert all(torch.equal(row, seen[0]) for row in mask)
 
 
-@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"autoattack"}))  # its members, and test_autoattack.py
+# autoattack: its members, and test_autoattack.py; fab leaves an image that it does not fool as it is, see test_fab.py
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"autoattack", "fab"}))
 @settings(max_examples=4, deadline=None)
 @given(seed=some.integers(0, 100), share=some.floats(0.1, 0.9))
 def test_pixels_outside_are_bit_identical(name: str, seed: int, share: float) -> None:
