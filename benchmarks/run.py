@@ -30,9 +30,10 @@ from rich.table import Table
 
 torch.set_num_threads(1)
 
+from autoattack import standard  # noqa: E402
 from cells import Comparison, passes, plain_pgd, robust_accuracy  # noqa: E402
 from flatness_precision import one_model, two_models  # noqa: E402
-from steps import Setting, additions, whole_steps  # noqa: E402
+from steps import Setting, additions, besides, whole_steps  # noqa: E402
 from subjects import subject, untrained_resnet  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +75,10 @@ def _cells(images: int, repetitions: int) -> dict[str, Callable[[], Iterator[Com
     for name in ("AT-AWP", "ordinary"):
         for steps in (10, 20, 50):
             cells[f"robust accuracy, {name}, PGD-{steps}"] = partial(robust_accuracy, name, steps, images, repetitions)
-    return cells | {f"training step, {name}": cell for name, cell in _training(images, repetitions)}
+    cells |= {f"training step, {name}": cell for name, cell in _training(images, repetitions)}
+    return cells | {
+        f"autoattack, {name}": partial(standard, name, images, repetitions) for name in ("AT-AWP", "ordinary")
+    }
 
 
 def _training(images: int, repetitions: int) -> Iterator[tuple[str, Callable[[], Iterator[Comparison]]]]:
@@ -91,9 +95,14 @@ def _training(images: int, repetitions: int) -> Iterator[tuple[str, Callable[[],
 
     yield "small CNN", measure(whole_steps, partial(small, 10), 12)
     yield "small CNN, what AWP adds", measure(additions, partial(small, 2), 40)
+    yield "small CNN, beside AWP's passes", measure(besides, partial(small, 2), 10)
     yield "PreAct ResNet-18", measure(whole_steps, partial(resnet, 8, 10), 1)
     for batch, times in ((8, 2), (128, 1)):
         yield f"PreAct ResNet-18, what AWP adds, batch {batch}", measure(additions, partial(resnet, batch, 2), times)
+        yield (
+            f"PreAct ResNet-18, beside AWP's passes, batch {batch}",
+            measure(besides, partial(resnet, batch, 1), times),
+        )
 
 
 def _table(done: list[Comparison], title: str) -> Table:
@@ -126,7 +135,9 @@ def _spread(seconds: list[float]) -> str:
 
 
 def _record(done: list[Comparison], given: dict) -> dict:
-    packages = {name: version(name) for name in ("torch", "numpy", "torchattacks", "foolbox", "shaketable")}
+    packages = {
+        name: version(name) for name in ("torch", "numpy", "torchattacks", "foolbox", "pyautoattack", "shaketable")
+    }
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from shaketable.attacks.square import SquareAttack, square
-from shaketable.attacks.square_moves import HALVED, share_of, window
+from shaketable.attacks.square_masses import window
+from shaketable.attacks.square_moves import HALVED, share_of
 from shaketable.core import Ball, InputError, generator, logit_margin
 
 Make = Callable[..., Any]

@@ -13,7 +13,8 @@ from ..core.losses import margin
 from ..core.perturb import Perturbation, perturb
 from ..core.record import Ascent, Calls, Flags, look_at
 from ..core.seeds import generator as make_generator
-from .square_moves import Masses, Windows, share_of
+from .square_masses import Masses
+from .square_moves import Moves, Windows, share_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class SquareAttack:
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    gradients: ClassVar[bool] = False  # it needs none
 
     queries: int = 5000
     p_init: float = 0.8
@@ -96,33 +98,36 @@ class _Search:
         """Run it; see `perturb`."""
         attack, n = self.attack, len(origin)
         none = torch.zeros(n, dtype=torch.bool, device=origin.device)
-        rows, calls, weird, stopped = torch.arange(n, device=origin.device), 0, none, none.clone()
-        moves = (Windows if within.norm == "linf" else Masses)(origin, within, self.generator)
-        delta, value = moves.first(), origin.new_full((n,), -torch.inf)
-        deltas, values = delta.clone(), value.clone()
+        rows, stopped = torch.arange(n, device=origin.device), none.clone()
+        moves: Moves = (Windows if within.norm == "linf" else Masses)(origin, within, self.generator)
+        first = look_at(objective, moves.begin(), None, n, gradient=False)  # checks what the objective returns
+        value, done, calls = self._settled(first.value, origin.new_full((n,), -torch.inf)), first.done, n
+        weird = ~torch.isfinite(first.value)
+        deltas, values = torch.zeros_like(origin), value.clone()
         for query in range(attack.queries):
-            tried = delta
             if query:
                 share = share_of(query - 1, attack.queries, attack.p_init, rescale=attack.rescale)
-                tried = moves.propose(delta, share, rows)
-            look = look_at(objective, within.clip(origin + tried), rows, len(rows), gradient=False)
-            calls += len(rows)
-            seen = look.value.to(value)
-            if not query:
-                weird = ~torch.isfinite(seen)
-            better = (seen > value) if look.done is None else (seen > value) | look.done
-            value = torch.where(better & ~seen.isnan(), seen, value)
-            delta = torch.where(better[:, None, None, None], tried, delta)
-            if look.done is None or not bool(look.done.any()):
+                point, calls = moves.tried(share, rows), calls + len(rows)
+                seen, done = objective.judge(point, rows)
+                seen = seen.to(value)
+                better = seen > value if done is None else (seen > value) | done
+                moves.settle(better)
+                value = self._settled(torch.where(better, seen, value), value)
+            if done is None or not bool(done.any()):
                 continue
-            deltas[rows], values[rows], stopped[rows] = delta, value, look.done
-            left = torch.nonzero(~look.done)[:, 0]
+            deltas[rows], values[rows], stopped[rows] = moves.delta(), value, done
+            left = torch.nonzero(~done)[:, 0]
             if not len(left):
                 break
-            rows, delta, value, origin, within = rows[left], delta[left], value[left], origin[left], within.rows(left)
+            rows, value = rows[left], value[left]
             moves.keep(left)
-        deltas[rows], values[rows] = delta, value
+        else:
+            deltas[rows], values[rows] = moves.delta(), value
         return Ascent(deltas, values, Calls(calls), Flags(none, weird, stopped))
+
+    def _settled(self, seen: Tensor, value: Tensor) -> Tensor:
+        """What was seen, but where it is NaN."""
+        return torch.where(seen.isnan(), value, seen.to(value))
 
 
 def square(
