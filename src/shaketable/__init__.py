@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .core import (
+    APGD,
     PGD,
     Ball,
     Calls,
@@ -60,6 +61,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "APGD",
     "PGD",
     "Ball",
     "Calls",

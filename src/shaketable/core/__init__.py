@@ -1,5 +1,6 @@
 """What a perturbation is. Imports torch alone."""
 
+from .apgd import APGD
 from .ascent import PGD
 from .ball import Ball
 from .constraint import Constraint, Joint
@@ -34,6 +35,7 @@ from .seeds import generator
 from .tree import Tree
 
 __all__ = [
+    "APGD",
     "PGD",
     "Ascent",
     "Ball",
