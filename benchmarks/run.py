@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 from autoattack import standard  # noqa: E402
 from cells import Comparison, passes, plain_pgd, robust_accuracy  # noqa: E402
 from flatness_precision import one_model, two_models  # noqa: E402
-from steps import Setting, additions, whole_steps  # noqa: E402
+from steps import Setting, additions, besides, whole_steps  # noqa: E402
 from subjects import subject, untrained_resnet  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,6 +98,10 @@ def _training(images: int, repetitions: int) -> Iterator[tuple[str, Callable[[],
     yield "PreAct ResNet-18", measure(whole_steps, partial(resnet, 8, 10), 1)
     for batch, times in ((8, 2), (128, 1)):
         yield f"PreAct ResNet-18, what AWP adds, batch {batch}", measure(additions, partial(resnet, batch, 2), times)
+        yield (
+            f"PreAct ResNet-18, beside AWP's passes, batch {batch}",
+            measure(besides, partial(resnet, batch, 1), times),
+        )
 
 
 def _table(done: list[Comparison], title: str) -> Table:

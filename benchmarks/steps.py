@@ -20,12 +20,17 @@ from cells import Comparison
 from subjects import Subject
 from timing import Took, interleave, ratio
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaketable.core import PGD, Ball, Calls, generator
 from shaketable.training import WeightPerturbation, at, awp, train_step
 
 GAMMA, STEP = 0.01, 0.25
 PASSES = ("F + Bx", "F + Bw", "F + Bx + Bw", "Bw")
+KERNELS = {
+    "convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward", "relu", "relu_",
+    "threshold_backward", "mm", "addmm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,44 @@ def additions(setting: Setting, repetitions: int) -> Iterator[Comparison]:
     by_hand = s["AT-AWP by hand"] - s["AT by hand"]
     yield say.cost("what AWP adds, by hand", by_hand, "F + Bw", s["F + Bw"], None)
     yield say.cost("what shared AWP adds", s["AT-AWP, shared"] - s["AT"], "Bw", s["Bw"], 1.1)
+
+
+def besides(setting: Setting, repetitions: int) -> Iterator[Comparison]:
+    """What AWP adds beside its passes: moving and restoring weights, norms, Python; over the passes it adds.
+
+    The difference of two whole steps drowns in the noise of their passes. Here the time in the passes' own kernels
+    (convolutions, normalisations, rectifiers, matrix products and their gradients) is taken out of each step, operation by
+    operation, and the rest compared. Looking at every operation takes time too, which counts as ours.
+    """
+    run = _passes(setting)
+    rest = {name: _Apart(_ours(setting, weights)) for name, weights in (
+        ("AT", None), ("AT-AWP", awp(GAMMA)), ("AT-AWP, shared", awp(GAMMA, shared=True)),
+    )}  # fmt: skip
+    s = _seconds(setting, {**rest, "F + Bx + Bw": run["F + Bx + Bw"], "Bw": run["Bw"]}, repetitions)
+    say = _Say(setting, s)
+    yield say.cost("beside its passes AWP adds", s["AT-AWP"] - s["AT"], "F + Bx + Bw", s["F + Bx + Bw"], 0.1)
+    yield say.cost("beside its passes shared AWP adds", s["AT-AWP, shared"] - s["AT"], "Bw", s["Bw"], 0.1)
+
+
+class _Apart(TorchDispatchMode):
+    """A step, run: returns the CPU seconds that were not spent in the kernels of passes."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.kernels = step, 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.process_time()
+        result = function(*args, **(kwargs or {}))
+        if str(function).split(".")[1] in KERNELS:
+            self.kernels += time.process_time() - began
+        return result
+
+    def __call__(self) -> Took:
+        self.kernels, began = 0.0, time.process_time()
+        with self:
+            self.step()
+        return Took(time.process_time() - began - self.kernels)
 
 
 @dataclass(frozen=True)

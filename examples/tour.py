@@ -18,7 +18,7 @@ linf, gen = st.Ball("linf", 0.1, box=(0, 1)), st.generator(0)
 loss = st.training.trades(beta=6.0)
 optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
 gamma = st.Ball("l2", 0.005, per="tensor", relative=True)
-for epoch in range(15):
+for epoch in range(10):
     order = torch.randperm(500, generator=st.generator(0, "order", epoch))
     for batch in splits.train.batches(50, order):
         x, y = batch.x, batch.y
@@ -26,7 +26,7 @@ for epoch in range(15):
         adv = st.perturb(loss.inner(model, x, y), x, linf, by=st.PGD(5, 0.5), start=loss.start, generator=gen).point
         model.train()
         objective = loss.weights(model, x, adv, y)
-        v = st.perturb(objective, st.weights(model), gamma, by=st.training.AWP_STEP).delta if epoch >= 5 else {}
+        v = st.perturb(objective, st.weights(model), gamma, by=st.training.AWP_STEP).delta if epoch >= 3 else {}
         optimiser.zero_grad()
         with st.perturbed(model, v):  # backward and step at w + v, then v is taken off
             loss.outer(model, x, adv, y).backward()

@@ -27,6 +27,14 @@ VERBS = {
     ),
     "reproduce": ("reproduce_config.ReproduceConfig", "published numbers beside those of the runs that are there"),
     "evaluate": ("config.EvaluateConfig", "clean and robust accuracy of any model on any data set"),
+    "attack": (
+        "attack_config.AttackConfig",
+        "adversarial images, in regions too, saved and read again; where a model is weak",
+    ),
+    "transfer": (
+        "transfer_config.TransferConfig",
+        "which models are fooled by perturbations made on others, by region",
+    ),
     "flatness": ("flatness_config.FlatnessConfig", "how flat the robust loss is around a model's weights"),
     "landscape": ("landscape_config.LandscapeConfig", "the adversarial loss around a model's weights, drawn"),
     "demo": ("config.DemoConfig", "AT against AT-AWP on embedded images, in minutes"),

@@ -1,11 +1,16 @@
 """A small real network, images, and labels that it mostly gets right; from fixed seeds."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+import shaketable as st
+from shaketable.models import ModelSpec, build
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,41 @@ def problem() -> Callable[..., Problem]:
         return Problem(model, x, torch.where(wrong, (y + 1) % 4, y))
 
     return make
+
+
+ARCHITECTURES = {
+    "convolutional": ModelSpec("small_cnn", 10, 1, (28, 28), mean=(0.286,), std=(0.353,)),
+    "perceptron": ModelSpec("mlp", 10, 1, (28, 28), mean=(0.286,), std=(0.353,)),
+    "transformer": ModelSpec("vit", 10, 1, (28, 28), {"patch": 7, "dim": 32, "depth": 1, "heads": 2}),
+    "linear": None,
+    "adversarially trained": ModelSpec("small_cnn", 10, 1, (28, 28), mean=(0.286,), std=(0.353,)),
+}
+
+
+@functools.cache
+def _honest(name: str) -> Problem:
+    """A model of 300 training images and about a hundred steps."""
+    spec, parts = ARCHITECTURES[name], st.data.open_parts("fashion-mnist")
+    train, test = parts.train.batch(range(240)), parts.test.batch(range(150))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)) if spec is None else build(spec, seed=0)
+    optimiser, robust = torch.optim.Adam(model.parameters(), 2e-3), name == "adversarially trained"
+    ball, source = st.Ball("linf", 0.1, box=(0, 1)), st.generator(0)
+    for epoch in range(16 if robust else 12):
+        for rows in torch.randperm(240, generator=st.generator(1, epoch)).split(50):
+            x, y = train.x[rows], train.y[rows]
+            if robust:
+                model.eval()
+                x = st.perturb(st.ce(model, y), x, ball, by=st.PGD(2, 0.7), start="sample", generator=source).point
+            model.train()
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    model.zero_grad()
+    return Problem(model.eval(), test.x, test.y)
+
+
+@pytest.fixture
+def honest() -> Callable[[str], Problem]:
+    """Honest models on real images, by name; each is trained once."""
+    return _honest

@@ -21,15 +21,15 @@ title = "AWP at a very small size"
 question = "Does the grid run?"
 seeds = [0, 1]
 [base]
-train_count = 100
+train_count = 60
 validation_count = 20
 test_count = 40
 eps = 0.02
-epochs = 12
+epochs = 8
 batch_size = 10
 attack = "pgd(steps=1, step=1.0)"
 evaluation = "pgd(steps=2, step=1.0)"
-evaluate_every = 6
+evaluate_every = 4
 curve_count = 20
 rate = 0.05
 threads = 1
@@ -112,10 +112,10 @@ def test_the_record_has_every_seed_and_agrees_with_the_runs_own_reports(done: Pa
             kept = record["cells"][cell]["seeds"][str(seed)]
             assert kept["values"]["gap"] == named["Robust gap, last epoch"]
             assert kept["values"]["robust_last"] == named["Robust accuracy, last epoch"]
-            assert [epoch for epoch, _ in kept["curves"]["robust loss"]["test"]] == [6, 12]
+            assert [epoch for epoch, _ in kept["curves"]["robust loss"]["test"]] == [4, 8]
             values.append(named["Robust gap, last epoch"])
         assert record["cells"][cell]["means"]["gap"]["value"] == pytest.approx(sum(values) / 2)
-        assert record["cells"][cell]["config"]["epochs"] == 12
+        assert record["cells"][cell]["config"]["epochs"] == 8
         assert "seed" not in record["cells"][cell]["config"]
     (comparison,) = record["comparisons"]
     pair = [record["cells"][c]["means"]["gap"]["value"] for c in (comparison["a"], comparison["b"])]

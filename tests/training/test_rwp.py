@@ -50,7 +50,7 @@ def groups(w: Tensor, norm: str) -> Tensor:
 @pytest.mark.parametrize("norm", ["layer", "filter", "element"])
 def test_draws_are_uniform_in_each_groups_ball(norm: Any) -> None:
     model, source = convolutional(), generator(3, norm)
-    found = [drawn(rwp(0.2, norm=norm), model, source).delta for _ in range(600)]
+    found = [drawn(rwp(0.2, norm=norm), model, source).delta for _ in range(400)]
     for name, w in weights(model).items():
         radii = 0.2 * groups(w, norm).norm(dim=1)
         v = torch.stack([groups(d[name], norm) for d in found]) / radii[:, None]  # (draws, groups, entries)
@@ -74,7 +74,7 @@ def test_of_all_weights_as_one_the_ball_is_one() -> None:
     origin = weights(model)
     whole = torch.cat([w.flatten() for w in origin.values()]).norm()
     sizes = []
-    for _ in range(600):
+    for _ in range(400):
         v = drawn(rwp(0.2, norm="global"), model, source).delta
         sizes.append(float(torch.cat([part.flatten() for part in v.values()]).norm() / whole / 0.2))
     assert stats.kstest(sizes, lambda r: r**20).pvalue > KEEPS

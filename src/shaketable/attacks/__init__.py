@@ -13,6 +13,8 @@ from .attack import Attack
 from .autoattack import AutoAttack, Averaged, EnsemblePerturbation
 from .autoattack import autoattack as autoattack  # the verb takes the place of its module's name
 from .bpda import bpda as bpda  # the verb takes the place of its module's name
+from .curve import Curve
+from .curve import curve as curve  # the verb takes the place of its module's name
 from .cw import cw as cw  # likewise
 from .ddn import ddn as ddn  # likewise
 from .eight_bit import EightBit, surviving
@@ -24,11 +26,15 @@ from .fab import FABAttack
 from .fab import fab as fab  # the verb takes the place of its module's name
 from .fmn import fmn as fmn  # likewise
 from .hopskipjump import hopskipjump as hopskipjump  # likewise
+from .lints import LINTS, Lints, lint
 from .minimal import Minimal
 from .pgd import FGSMAttack, PGDAttack, fgsm
 from .pgd import pgd as pgd  # the verb takes the place of its module's name
+from .probe import Check
 from .regional import Regional, RegionalAttack
 from .regional import regional as regional  # likewise
+from .selftest import SelfTest
+from .selftest import selftest as selftest  # the verb takes the place of its module's name
 from .square import SquareAttack
 from .square import square as square  # the verb takes the place of its module's name
 from .transfer import transfer as transfer  # likewise
@@ -54,20 +60,25 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 
 __all__ = [
     "ATTACKS",
+    "LINTS",
     "APGDAttack",
     "Attack",
     "AutoAttack",
     "Averaged",
+    "Check",
+    "Curve",
     "EightBit",
     "EnsemblePerturbation",
     "Evaluation",
     "FABAttack",
     "FGSMAttack",
     "Finding",
+    "Lints",
     "Minimal",
     "PGDAttack",
     "Regional",
     "RegionalAttack",
+    "SelfTest",
     "SquareAttack",
     "Transfer",
     "TransferableAttack",
@@ -75,6 +86,7 @@ __all__ = [
     "apgd",
     "autoattack",
     "bpda",
+    "curve",
     "cw",
     "ddn",
     "di",
@@ -85,11 +97,13 @@ __all__ = [
     "fgsm",
     "fmn",
     "hopskipjump",
+    "lint",
     "mi",
     "ni",
     "pgd",
     "regional",
     "regions",
+    "selftest",
     "square",
     "surviving",
     "ti",

@@ -237,7 +237,7 @@ def _require_usable(model: Any, within: Ball, attack: Any, measure: str) -> None
         raise InputError("measure", "'accuracy' or 'loss'", repr(measure), "Choose one of them.")
     if not within.rowwise:
         raise InputError("within", "a ball with per='example'", f"per={within.per!r}", "Attack each image by itself.")
-    if getattr(attack, "targeted", False):
+    if getattr(attack, "labels_are_targets", getattr(attack, "targeted", False)):
         remedy = "Use the attack on target classes by itself, or an untargeted one here."
         raise InputError("attack", "an attack on the true labels", "targeted=True", remedy)
     if not isinstance(model, nn.Module):

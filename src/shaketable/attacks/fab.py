@@ -64,6 +64,7 @@ class FABAttack:
     tests/attacks/test_contract.py.
     """
 
+    labels_are_targets: ClassVar[bool] = False  # `targeted` says which boundaries are walked to, not what y means
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     targeted: bool = False

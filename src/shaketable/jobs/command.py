@@ -19,6 +19,8 @@ def command_of(verb: str, config: Settings) -> str:
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 parts.append(flag if value else f"--no-{flag[2:]}")
+            elif name == "eps" and isinstance(value, tuple):  # several radii are one text
+                parts += [flag, ",".join(map(str, value))]
             else:
                 parts += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return shlex.join(parts)

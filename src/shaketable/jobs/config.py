@@ -1,12 +1,14 @@
 """The configs of the verbs: frozen, checked, and the source of the command line's flags."""
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .settings import Fraction, Norm, Settings
+from ..core.errors import ConfigError
+from .settings import Fraction, Fractions, Norm, Settings
 from .train_config import TrainConfig
 
 __all__ = ["DemoConfig", "EvaluateConfig", "TrainConfig"]
@@ -24,11 +26,17 @@ class EvaluateConfig(Settings):
     count: int | None = Field(None, ge=1)
     """Evaluate so many images, drawn by class. Default: all."""
     attack: str = "pgd(steps=20)"
-    """fgsm, pgd(steps=50, restarts=5), or your own file.py:name."""
+    """autoattack, apgd, square, pgd(steps=50, restarts=5), ..., or your own file.py:name."""
     norm: Norm = "linf"
     """Of the perturbation of the inputs."""
-    eps: Fraction = Field(8 / 255, ge=0)
-    """Its radius, for inputs in [0, 1]."""
+    eps: Fractions = (8 / 255,)
+    """Its radius, for inputs in [0, 1]; several, 0,2/255,4/255, give a curve."""
+    region: str | None = None
+    """Where images may change: centre:0.16, frame:0.28, box:8,8,20,20, ... Default: everywhere."""
+    lints: bool = True
+    """Look for signs that the attack, and not the model, is what failed."""
+    selftest: bool = False
+    """Plant adversarial examples that are there for certain, and see if the attack finds them."""
     batch_size: int = Field(100, ge=1)
     """Images a batch."""
     architecture: str | None = None
@@ -45,6 +53,12 @@ class EvaluateConfig(Settings):
     """Load a file even though loading it may run code."""
     out: Path = Path("runs/evaluate")
     """Where the report goes."""
+
+    @model_validator(mode="after")
+    def _radii(self) -> Self:
+        if not self.eps or not all(0 <= radius < math.inf for radius in self.eps):
+            raise ConfigError("eps", "radii >= 0", ", ".join(map(str, self.eps)) or "none", "Give 8/255, for example.")
+        return self
 
 
 class DemoConfig(Settings):

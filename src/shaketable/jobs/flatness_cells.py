@@ -32,7 +32,10 @@ RUN = "shaketable.jobs.flatness_cells:measure"
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """Where a model is and how it is loaded: the options that `shaketable evaluate` has for it."""
+    """Where a model is and how it is loaded: the options that `shaketable evaluate` has for it.
+
+    `size` is (h, w) of the images; a model of another size resizes them first. None: they are as the model takes them.
+    """
 
     source: str
     architecture: str | None = None
@@ -40,6 +43,7 @@ class ModelPlace:
     std: tuple[float, ...] | None = None
     labels: str | None = None
     trust: bool = False
+    size: tuple[int, int] | None = None
 
     def load(self, data: Dataset) -> Loaded:
         """The model, on the CPU; the data's classes are those of an architecture without its own."""
@@ -47,7 +51,10 @@ class ModelPlace:
         if self.architecture is not None:
             mean, std = (None if value is None else tuple(value) for value in (self.mean, self.std))
             spec = spec_for(self.architecture, data, mean=mean, std=std)
-        return load(self.source, spec=spec, mean=self.mean, std=self.std, labels=self.labels, trust=self.trust)
+        return load(
+            self.source, spec=spec, mean=self.mean, std=self.std, size=None if self.size is None else (*self.size,),
+            labels=self.labels, trust=self.trust,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def images_at(place: Mapping[str, Any], sha256: str, device: str) -> tuple[Datas
 
 
 def model_at(place: Mapping[str, Any], sha256: str, device: str, data: Dataset) -> Loaded:
-    """The model of a `ModelPlace`, verified, on a device; a process keeps the last two of them.
+    """The model of a `ModelPlace`, verified, on a device; a process keeps the last eight of them.
 
     Raises:
         ModelError: it is not the one of the hash; see `models.load`.
@@ -141,7 +148,7 @@ def _images(place: str, sha256: str, device: str) -> tuple[Dataset, Tensor, Tens
     return data, batch.x, batch.y
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _model(place: str, sha256: str, device: str, data: Dataset) -> Loaded:
     wanted = canonical.read(place)
     loaded = ModelPlace(**wanted).load(data)

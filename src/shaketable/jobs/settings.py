@@ -3,7 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ..core.errors import ConfigError
 
@@ -26,6 +26,27 @@ Fraction = Annotated[
     )
 ]  # fmt: skip
 """A float that may be written as a fraction."""
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Numbers, also as one text with commas: "0,2/255,4/255"."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return tuple(float(number(part)) for part in parts)
+
+
+def listed(values: tuple[float, ...]) -> float | str:
+    """The same as one text, or as the number that it is."""
+    return values[0] if len(values) == 1 else ",".join(f"{value:.17g}" for value in values)
+
+
+Fractions = Annotated[
+    tuple[float, ...], BeforeValidator(numbers), PlainSerializer(listed), tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="FLOAT|FRACTION[,...]", instance_from_str=lambda texts: numbers(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple | int | float),
+        str_from_instance=lambda value: [str(listed(numbers(value)))],
+    )
+]  # fmt: skip
+"""Floats with commas between them, each of which may be a fraction."""
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 

@@ -16,12 +16,14 @@ from .html import write_html as write_html
 from .model import Chart as Chart
 from .model import Finding as Finding
 from .model import Hashes as Hashes
+from .model import Picture as Picture
 from .model import Report as Report
 from .model import Section as Section
 from .model import Series as Series
 from .model import Table as Table
 from .model import Volatile as Volatile
 from .model import verdict_of as verdict_of
+from .pictures import picture as picture
 from .provenance import elapsed_since as elapsed_since
 from .provenance import environment as environment
 from .terminal import print_report as print_report

@@ -153,6 +153,15 @@ class Table(Part):
         return self
 
 
+class Picture(Part):
+    """A picture, as a PNG file in base64; `description` is what one who cannot see it is told. See `pictures.picture`."""
+
+    title: Name
+    png: Annotated[str, Field(pattern=r"^iVBORw0KGgo[A-Za-z0-9+/]*={0,2}$", max_length=4_000_000)]
+    caption: Text = ""
+    description: Name
+
+
 class Section(Part):
     """A part of the report under its own title. `text` is plain; an empty line parts paragraphs."""
 
@@ -160,6 +169,7 @@ class Section(Part):
     text: Text = ""
     metrics: Items[Metric] = ()
     charts: Items[Chart] = ()
+    pictures: Items[Picture] = ()
     tables: Items[Table] = ()
 
 

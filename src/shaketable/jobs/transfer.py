@@ -1,0 +1,183 @@
+"""`shaketable transfer MODEL MODEL ...`: of the perturbations made on each model, which fool the others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attacks.transfer import transfer_row
+from ..attacks.transfer_matrix import Transfer, collected
+from ..core import ConfigError, ModelError, generator
+from ..data import Dataset, open_dataset, parts_of
+from ..models import Contract, check
+from ..report import Report
+from ..runs import Cell, Ledger, Progress, Task, fill
+from .flatness_cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
+from .ground import Ground, prepare
+from .transfer_config import TransferConfig
+
+CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 1
+CHECKED = 512
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that takes part."""
+
+    name: str
+    place: ModelPlace
+    sha256: str
+    file: str | None
+    contract: Contract
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is to be attacked, checked."""
+
+    config: TransferConfig
+    ground: Ground
+    images: ImagePlace
+    data: Dataset
+    models: tuple[Model, ...]
+    tasks: Mapping[tuple[str, str], Task]
+
+
+def prepare_transfer(config: TransferConfig) -> Job:
+    """Load every model once, check it against the images, and name every cell; nothing is written.
+
+    Raises:
+        ConfigError: fewer than two models, or two of a name; regions that are given twice.
+        ShaketableError: see `models.load`, `data.open_dataset` and `models.check`.
+    """
+    ground = prepare(config)
+    if len(config.model) < 2:
+        raise ConfigError("model", "two models or more", f"{len(config.model)}", "Name the models to transfer between.")
+    if len(set(config.regions)) < len(config.regions) or not config.regions:
+        raise ConfigError("regions", "at least one region, each once", " ".join(config.regions), "Name them.")
+    images, data = _images(config)
+    models = tuple(_model(config, source, name, data, ground) for source, name in _named(config.model))
+    classes = {model.contract.classes for model in models}
+    if len(classes) > 1:
+        found = ", ".join(f"{m.name}: {m.contract.classes}" for m in models)
+        raise ConfigError("model", "models of the same classes", found, "Compare models of one data set.")
+    where = (images, data, str(ground.device), config.threads or torch.get_num_threads())
+    tasks = {(m.name, r): _task(config, m, models, r, *where) for m in models for r in config.regions}
+    return Job(config, ground, images, data, models, tasks)
+
+
+def run(config: TransferConfig, *, progress: Progress | None = None) -> Report:
+    """Attack and report; what the ledger in the report's folder has already is not attacked again.
+
+    Raises:
+        ConfigError: an attack failed; the first error says why.
+        Interrupted: Ctrl-C or SIGTERM; the same command goes on.
+        ShaketableError: see `prepare_transfer` and `runs.fill`.
+
+    Cost: see `attacks.transfer`; a cell is one source in one region. Checked by tests/end_to_end/test_transfer.py.
+    """
+    from .transfer_report import report
+
+    job = prepare_transfer(config)
+    outcomes = fill(
+        Ledger(config.out / CELLS), list(job.tasks.values()), workers=config.workers, threads=config.threads,
+        progress=progress, label="transfer",
+    )  # fmt: skip
+    found = {key: outcomes[task.cell.key] for key, task in job.tasks.items()}
+    failed = [f"{name}, {region}: {o.error}" for (name, region), o in found.items() if o.result is None]
+    if failed:
+        more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ConfigError("transfer", "attacks that run", f"{failed[0]}{more}", "Correct it; what was done is kept.")
+    return report(job, matrix_of(job, {key: dict(o.result or {}) for key, o in found.items()}))
+
+
+def matrix_of(job: Job, rows: Mapping[tuple[str, str], dict[str, Any]]) -> Transfer:
+    """The whole matrix of the cells' rows."""
+    made: list[dict[str, Any]] = []
+    for model in job.models:
+        parts = [rows[model.name, region] for region in job.config.regions]
+        regions = {name: part for row in parts for name, part in row["regions"].items()}
+        made.append(parts[0] | {"regions": regions})
+    return collected(made)
+
+
+def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Do what a task says; called in a worker.
+
+    Raises:
+        ModelError, DataError: a file is no longer the one of which the cell's hash was taken.
+        ShaketableError: what `attacks.transfer` raises.
+    """
+    device, done = str(arguments["device"]), 0
+    data, x, y = images_at(arguments["images"], arguments["data_sha"], device)
+    models = {name: model_at(place, sha, device, data).model for name, (place, sha) in arguments["models"].items()}
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, len(x))
+
+    region = arguments["region"]
+    return transfer_row(
+        arguments["source"], models, x, y, regions={region: None if region == "whole" else region}, progress=advance,
+        **arguments["options"],
+    )  # fmt: skip
+
+
+def _images(config: TransferConfig) -> tuple[ImagePlace, Dataset]:
+    wanted = config.split if parts_of(config.data) else "all"
+    data = open_dataset(config.data, split=wanted, size=config.size)
+    rows = torch.arange(len(data))
+    if config.count is not None and config.count < len(data):
+        rows = torch.randperm(len(data), generator=generator(config.seed, "count"))[: config.count].sort().values
+    return ImagePlace(config.data, wanted, tuple(rows.tolist()), config.size), data.take(rows)
+
+
+def _named(sources: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each source and a short name of it; the shortest ends of the paths that differ."""
+    parts = [Path(source).with_suffix("").parts if ":" not in source else (source,) for source in sources]
+    for length in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return list(zip(sources, names, strict=True))
+    raise ConfigError("model", "each model once", " ".join(sources), "Leave out what is there twice.")
+
+
+def _model(config: TransferConfig, source: str, name: str, data: Dataset, ground: Ground) -> Model:
+    labels = None if config.labels is None else str(config.labels)
+    place = ModelPlace(source, None, config.mean, config.std, labels, config.trust, data.size)
+    loaded = place.load(data)
+    if not loaded.gradients:
+        raise ModelError(source, "a model with gradients", "one without", "Give its PyTorch form.")
+    digest = model_hash(loaded)
+    loaded = replace(loaded, model=loaded.model.to(ground.device))
+    rows = torch.randperm(len(data), generator=generator(config.seed, "contract"))[:CHECKED]
+    batch = data.batch(rows).to(ground.device)
+    return Model(name, place, digest, loaded.sha256, check(loaded, batch.x, batch.y), loaded.notes)
+
+
+def _task(
+    config: TransferConfig, source: Model, models: tuple[Model, ...], region: str, images: ImagePlace, data: Dataset,
+    device: str, threads: int,
+) -> Task:  # fmt: skip
+    options: dict[str, Any] = {
+        "seed": config.seed, "steps": config.steps, "step": config.step, "loss": config.loss, "batch_size": config.batch_size,
+    }  # fmt: skip
+    targets = {m.name: m.sha256 for m in models if m is not source}
+    settings = options | {
+        "region": region,
+        "targets": targets,
+        "device": device,
+        "threads": threads,
+        "size": list(data.size),
+    }
+    cell = Cell(source.sha256, data.fingerprint, "transfer", VERSION, settings, config.seed)
+    arguments = {
+        "source": source.name, "region": region, "images": vars(images), "data_sha": data.fingerprint, "device": device,
+        "models": {m.name: (vars(m.place), m.sha256) for m in models}, "options": options,
+    }  # fmt: skip
+    return Task(cell, RUN, arguments, cost=float(len(data) * (2 * config.steps + 28 * len(models))))

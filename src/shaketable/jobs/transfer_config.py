@@ -1,0 +1,48 @@
+"""The options of `shaketable transfer`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from .settings import Fraction, Settings
+
+
+class TransferConfig(Settings):
+    """Attack every model in regions of the images, and look which of the others each perturbation fools (Ozbulak 2020)."""
+
+    model: tyro.conf.Positional[tuple[str, ...]]
+    """Two or more: a run's folder, .safetensors, .pt, .pt2, timm:NAME, hf:NAME, or file.py:name."""
+    data: str = "fashion-mnist"
+    """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
+    split: Literal["train", "test", "all"] = "test"
+    """Which part of it."""
+    count: Annotated[int | None, Field(ge=1)] = 120
+    """Images, drawn at random; `None` for all."""
+    regions: tuple[str, ...] = ("whole", "centre:0.28", "frame:0.28", "random:0.28")
+    """Where images may change, of matched areas to be compared; the first is what the others are compared with."""
+    steps: Annotated[int, Field(ge=1)] = 250
+    """Of each attack, the paper's."""
+    step: Annotated[Fraction, Field(gt=0)] = 1 / 255
+    """Length of a step; the paper's is .0039."""
+    loss: Literal["precise", "ce", "margin"] = "precise"
+    """Cross-entropy by a float64 softmax, in float32 as the paper, or the margin."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images a batch."""
+    threads: Annotated[int | None, Field(ge=1)] = 1
+    """CPU threads of each worker; numbers are bit-identical only with equal threads."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that attack; 0: this one alone. No number depends on it."""
+    size: Annotated[int | None, Field(ge=1)] = None
+    """Side in pixels of the images; a model of another size resizes them first. Default: as they are."""
+    mean: tuple[float, ...] | None = None
+    """Of the channels, where no model normalises its inputs itself."""
+    std: tuple[float, ...] | None = None
+    """Of the channels, where no model normalises its inputs itself."""
+    labels: Path | None = None
+    """A JSON file with the classes' names, in the models' order."""
+    trust: bool = False
+    """Load a file even though loading it may run code."""
+    out: Path = Path("runs/transfer")
+    """Where the report goes, and what was found, one file a source and region: what is there is not attacked again."""

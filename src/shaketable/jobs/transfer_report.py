@@ -1,0 +1,232 @@
+"""The report of `shaketable transfer`: matrices, regions compared image by image, survival, what the sources themselves did."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..attacks.transfer_matrix import Ratio, Transfer
+from ..report import (
+    Chart,
+    Finding,
+    Hashes,
+    Metric,
+    Report,
+    Section,
+    Series,
+    Table,
+    elapsed_since,
+    environment,
+    mean_metric,
+    verdict_of,
+)
+from ..stats import Mean
+from .command import command_of
+from .ground import config_of
+from .transfer import Job
+
+NORMS = {"l0": "L0", "l2": "L2", "linf": "Linf"}
+FEW = 10  # images that both get right, below which a rate says little
+
+
+def report(job: Job, found: Transfer) -> Report:
+    """All of it."""
+    findings = _findings(job, found)
+    return Report(
+        verb="transfer",
+        title=f"Transfer between {len(job.models)} models on {job.data.name}",
+        summary=_summary(job, found),
+        verdict=verdict_of(findings),
+        headline=_headline(found),
+        findings=findings,
+        sections=(_matrices(found), _regions(found), _survival(found), _sources(found), _how(job)),
+        command=command_of("transfer", job.config.model_copy(update={"workers": 1})),
+        config=config_of(job.config),
+        environment=environment(device=str(job.ground.device)),
+        seeds={"seed": job.config.seed},
+        hashes=Hashes(
+            models={m.name: m.file for m in job.models if m.file}, data={job.data.name: job.data.fingerprint}
+        ),
+        volatile=elapsed_since(job.ground.started),
+    )
+
+
+def _summary(job: Job, found: Transfer) -> tuple[str, ...]:
+    first, others = found.regions[0], found.regions[1:]
+    fixed, oracle = found.mean(first), found.mean(first, oracle=True)
+    lines = [
+        f"Of {len(job.data)} images, perturbed in {first} on one model, {_percent(fixed)} fool another after "
+        f"{job.config.steps} steps (mean of {len(found.pairs)} pairs); {_percent(oracle)} do so at some step, which only an "
+        "attacker who may ask the target can choose."
+    ]
+    for name in others:
+        ratio = found.ratio(name, first, what="left")
+        norm = "no common success" if not ratio.common else f"L2 x{_times(ratio.value)} of {first}'s on the source"
+        lines.append(f"{name}: {_percent(found.mean(name))}; {norm}.")
+    lines.append("Intervals are 95 %, by bootstrap over images, each with all its pairs.")
+    return tuple(lines)
+
+
+def _headline(found: Transfer) -> tuple[Metric, ...]:
+    return tuple(
+        mean_metric(f"Transfer, {name}", found.mean(name), note=f"fixed budget, mean of {len(found.pairs)} pairs")
+        for name in found.regions[:6]
+    )
+
+
+def _matrices(found: Transfer) -> Section:
+    charts, tables = [], []
+    for name in found.regions:
+        for oracle, title in ((False, "after the last step"), (True, "at some step")):
+            rows = [[_rate(found, s, t, name, oracle) for t in found.models] for s in found.models]
+            tables.append(
+                Table(
+                    title=f"{name}, {title}", columns=("Made on", *found.models),
+                    rows=tuple((s, *row) for s, row in zip(found.models, rows, strict=True)),
+                )
+            )  # fmt: skip
+            if oracle:
+                continue
+            series = [
+                Series(name=s, x=found.models, y=tuple(None if r is None else r.value for r in row))
+                for s, row in zip(found.models, rows, strict=True)
+            ]
+            charts.append(
+                Chart(
+                    kind="heatmap", title=f"Transfer, {name}", series=tuple(series), x_label="shown to", y_label="made on",
+                    y_format="percent", description=f"Share of images made on a row's model in {name} that fool a column's.",
+                )
+            )  # fmt: skip
+    text = (
+        "Of the images that both models get right, the share that fools the target: after the last step, which is what an "
+        "attacker without access to the target has, and at some step, which takes an oracle (the paper's figure). 95 % Wilson "
+        "intervals."
+    )
+    return Section(title="Who fools whom", text=text, charts=tuple(charts), tables=tuple(tables))
+
+
+def _rate(found: Transfer, source: str, target: str, region: str, oracle: bool) -> Any:
+    return None if source == target else found.rate(source, target, region, oracle=oracle)
+
+
+def _regions(found: Transfer) -> Section:
+    first, rows = found.regions[0], []
+    for name in found.regions[1:]:
+        for what, said in (
+            ("left", "source errs"),
+            ("reached", "source gives the target class"),
+            ("transfer", "target errs"),
+        ):
+            for norm, shown in NORMS.items():
+                ratio = found.ratio(name, first, norm=norm, what=what)  # pyright: ignore[reportArgumentType]
+                rows.append((name, said, shown, *_ratio(ratio)))
+    text = (
+        f"A region's norm over {first}'s, at the first step at which each succeeded, paired: on the images (and pairs of "
+        "models) on which both did. Below 1 is smaller. Successes at the first step in both are left out, since there the "
+        "ratio is that of the areas. Where the two succeed on very different shares, what is common is a selection."
+    )
+    columns = ("Region", "When", "Norm", "Ratio", "Common", "Region succeeds", f"{first} succeeds", "At step 1")
+    return Section(
+        title="Are norms smaller in a region?",
+        text=text,
+        tables=(Table(title="Paired norms", columns=columns, rows=tuple(rows)),),
+    )
+
+
+def _ratio(ratio: Ratio) -> tuple[Any, ...]:
+    value = ratio.value if ratio.common and math.isfinite(ratio.value.low) else None
+    return value, ratio.common, ratio.first, ratio.second, ratio.at_once
+
+
+def _survival(found: Transfer) -> Section:
+    charts = []
+    for norm, label in (("l2", "L2"), ("linf", "Linf")):
+        series = []
+        for name in found.regions:
+            curve = found.survival(name, norm=norm)  # pyright: ignore[reportArgumentType]
+            if curve.sizes:
+                series.append(Series(name=name, x=(0.0, *curve.sizes), y=(1.0, *curve.shares), group=name))
+        if series:
+            charts.append(
+                Chart(
+                    kind="line", title=f"What withstands, by {label}", series=tuple(series), x_label=label,
+                    y_label="share left", y_format="percent",
+                    description=f"Share of images and pairs of models that are not fooled up to an {label} norm.",
+                )
+            )  # fmt: skip
+    text = (
+        "Kaplan-Meier estimates: an image that never fooled the target is counted as withstanding the norm of its last step, "
+        "and not left out, which would favour regions that fail more often."
+    )
+    return Section(title="What withstands", text=text, charts=tuple(charts))
+
+
+def _sources(found: Transfer) -> Section:
+    rows = []
+    for row in found.rows:
+        for name in found.regions:
+            part = row["regions"][name]
+            steps = sorted(
+                k for k, ok in zip(part["reached"]["first"], row["correct"][row["source"]], strict=True) if ok and k > 0
+            )
+            rows.append(
+                (
+                    row["source"], name, part["area"], found.white_box(row["source"], name),
+                    found.white_box(row["source"], name, "reached"), steps[len(steps) // 2] if steps else None,
+                    part["saturated"], sum(part["calls"]) + part["checks"],
+                )
+            )  # fmt: skip
+    columns = ("Model", "Region", "Area", "Errs", "Gives the target class", "Median step", "Saturated images", "Passes")
+    text = (
+        "The attack on its own model: whether it leaves the true class, and whether it reaches the class it is led to."
+    )
+    margins = [(name, *_quartiles(values)) for name, values in found.margins.items()]
+    return Section(
+        title="In the white box", text=text,
+        tables=(
+            Table(title="By source", columns=columns, rows=tuple(rows)),
+            Table(
+                title="Margins on clean images", columns=("Model", "Lower quartile", "Median", "Upper quartile"),
+                rows=tuple(margins),
+                note="The true logit minus the largest other: images of a low margin are fooled by anything.",
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    ordered = sorted(values)
+    a, b, c = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
+    return a, b, c
+
+
+def _how(job: Job) -> Section:
+    config = job.config
+    text = (
+        f"{config.steps} steps of {config.step:.4g} along the sign of the gradient towards a class drawn for each image, the "
+        f"same for all regions and sources ({config.loss} loss), within the region and [0, 1], without a ball (Ozbulak et al. "
+        "2020). Only images that source and target both get right count. One trajectory a source serves all targets."
+    )
+    notes = "\n\n".join(dict.fromkeys(f"{m.name}: {note}" for m in job.models for note in m.notes))
+    return Section(title="How", text=f"{text}\n\n{notes}".strip())
+
+
+def _findings(job: Job, found: Transfer) -> tuple[Finding, ...]:
+    made = [
+        Finding(level=f.level, code=f.code, message=f"{m.name}: {f.message}", remedy=f.remedy)
+        for m in job.models
+        for f in m.contract.findings
+    ]
+    few = [(s, t) for s, t in found.pairs if sum(found.valid(s, t)) < FEW]
+    if few:
+        pairs = ", ".join(f"{s} to {t}" for s, t in few[:4])
+        message = f"fewer than {FEW} images that both get right: {pairs}"
+        made.append(Finding(level="finding", code="few-images", message=message, remedy="Give more images: --count."))
+    return tuple(made)
+
+
+def _percent(value: Mean) -> str:
+    return f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _times(value: Mean) -> str:
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
