@@ -78,6 +78,10 @@ def test_autoattack_writes_robustbenchs_file(run_folder: str, tmp_path: Path) ->
     assert float(entry["clean_acc"]) == pytest.approx(100 * report.headline[0].value, abs=0.01)
     assert float(entry["autoattack_acc"]) == pytest.approx(100 * report.headline[1].value, abs=0.01)
     assert entry["architecture"] == "small_cnn"
+    rows = report.sections[0].tables[0].rows
+    assert [row[0] for row in rows] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert rows[0][1] == report.headline[0].hits
+    assert sum(row[2] for row in rows) == report.headline[0].hits - report.headline[1].hits
 
 
 @pytest.mark.parametrize("eps", ["", "-1", "0,x", "1/0"])

@@ -17,6 +17,7 @@ from ..core.seeds import own_random_state
 from .apgd import APGDAttack
 from .attack import Attack
 from .eot import eot
+from .evaluation import Member
 from .fab import FABAttack
 from .square import SquareAttack
 from .targets import looked
@@ -24,23 +25,6 @@ from .worst import Worst
 
 Version = Literal["standard", "plus", "rand"]
 VERSIONS = ("standard", "plus", "rand")
-
-
-@dataclass(frozen=True)
-class Member:
-    """What one attack of an ensemble did.
-
-    Args:
-        name: of the attack, as the AutoAttack paper has it; of a custom ensemble its place and class.
-        attacked: how many images it was run on: those that no attack before it had fooled.
-        broken: how many of these it fooled.
-        calls: the passes that it took.
-    """
-
-    name: str
-    attacked: int
-    broken: int
-    calls: Calls
 
 
 @dataclass(frozen=True)

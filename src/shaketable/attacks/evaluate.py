@@ -20,7 +20,7 @@ from ..data.dataset import Dataset
 from ..models.untouched import untouched
 from .attack import Attack
 from .batches import Batches, batches
-from .evaluation import Counts, Evaluation, findings_of
+from .evaluation import Counts, Evaluation, Member, findings_of, summed
 from .pgd import PGDAttack
 from .sharing import Share, gathered
 from .twin import quick_twin
@@ -118,6 +118,7 @@ class _Part:
     calls: Calls
     counts: Counts
     points: Tensor | None
+    members: tuple[Member, ...] = ()
 
 
 def _table(part: _Part) -> Tensor:
@@ -177,7 +178,7 @@ class _Plan:
             changed = (flags.stopped == correct) & ~outside if self.stops else torch.zeros_like(correct)
             counts += Counts(vanishing=int((flags.vanishing & correct).sum()), changed=int(changed.sum()))
         counts += Counts(nonfinite=int(weird.sum()))
-        return _Part(clean, robust, loss, worst, size, calls, counts, points)
+        return _Part(clean, robust, loss, worst, size, calls, counts, points, getattr(found, "members", ()))
 
     def _attack(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> Perturbation | None:
         """What the attack found; None if there was no gradient to follow."""
@@ -279,4 +280,5 @@ def _joined(parts: list[_Part], measure: Measure) -> Evaluation:
     return Evaluation(
         join("clean"), join("robust"), join("clean_loss"), join("adversarial_loss"), join("size"),
         sum((part.calls for part in parts), Calls()), measure, findings_of(counts), join("points") if kept else None,
+        summed(part.members for part in parts),
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """What an evaluation returns: a verdict for each image, the rates made of them, and what was suspicious."""
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +33,34 @@ class Finding:
     count: int
 
 
+@dataclass(frozen=True)
+class Member:
+    """What one attack of an ensemble did.
+
+    Args:
+        name: of the attack, as the AutoAttack paper has it; of a custom ensemble its place and class.
+        attacked: how many images it was run on: those that no attack before it had fooled.
+        broken: how many of these it fooled.
+        calls: the passes that it took.
+    """
+
+    name: str
+    attacked: int
+    broken: int
+    calls: Calls
+
+    def __add__(self, other: "Member") -> "Member":
+        return Member(self.name, self.attacked + other.attacked, self.broken + other.broken, self.calls + other.calls)
+
+
+def summed(batches: Iterable[Sequence[Member]]) -> tuple[Member, ...]:
+    """What each attack of an ensemble did over several batches, by its name."""
+    found: dict[str, Member] = {}
+    for member in itertools.chain(*batches):
+        found[member.name] = found[member.name] + member if member.name in found else member
+    return tuple(found.values())
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """What `evaluate` found, an entry for each image in the order they came.
@@ -46,6 +76,7 @@ class Evaluation:
         measure: what was measured, see `evaluate`.
         findings: what was suspicious; empty if nothing was.
         points: the adversarial images if they were asked for (the image itself where nothing was attacked), else None.
+        members: of an ensemble, what each of its attacks did; () of others, and where processes share the images.
     """
 
     clean_correct: Bool[Tensor, " n"]
@@ -57,6 +88,7 @@ class Evaluation:
     measure: Literal["accuracy", "loss"]
     findings: tuple[Finding, ...]
     points: Float[Tensor, "n ..."] | None
+    members: tuple[Member, ...] = ()
 
     @property
     def clean(self) -> Rate:

@@ -106,9 +106,9 @@ def estimate(
             and without levels they are the same draws.
         standard_error: of the value over the draws of nu (and of images and starts), the images fixed.
         levels: cheaper attacks, cheapest first; () for none.
-        images: of one draw; 2 or more (all, if there are fewer). The fewer, the fewer passes: on the benchmark's nets, of 250
-            images, independent draws take 23 to 30 times as many as draws of 16 images, 20 to 22 times those of 32, 14 of
-            64, 5 to 7 of all. Batches of so few images use an accelerator badly.
+        images: of one draw; 2 or more (all, if there are fewer). The fewer, the fewer passes: on
+            the benchmark's AT-AWP net, of 250 images, draws of all images take 17 times as many as draws of 16, and draws of 64
+            images 4 to 5 times. Batches of so few images use an accelerator badly.
         pilot: draws at all levels, a multiple of 4, from which the plan is made.
         most: forward and backward passes at most, together, without the reference; None: those of 200 draws as the
             paper's. If they do not suffice, the result is what they gave: `reached` is False, `standard_error` says.

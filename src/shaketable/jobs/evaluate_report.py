@@ -1,6 +1,7 @@
 """The report of `shaketable evaluate`: accuracies, their curve, classes, checks of the evaluation, the model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..attacks import Lints, SelfTest
 from ..report import (
@@ -113,7 +114,22 @@ def _accuracy(subject: Subject, found: Evaluated) -> Section:
             number_metric("Backward passes", curve.calls.backward, unit="images"),
         ]
     charts = (_chart(subject, found),) if subject.attacked and len(curve.radii) > 1 else ()
-    return Section(title="Accuracy", metrics=tuple(metrics), charts=charts, tables=(_by_class(subject, found),))
+    tables = (*_by_attack(found), _by_class(subject, found))
+    return Section(title="Accuracy", metrics=tuple(metrics), charts=charts, tables=tables)
+
+
+def _by_attack(found: Evaluated) -> list[Table]:
+    """What each attack of an ensemble broke, at each radius."""
+    made = []
+    for radius, evaluation in zip(found.curve.radii, found.curve.evaluations, strict=False):
+        rows: tuple[Any, ...] = tuple(
+            (m.name, m.attacked, m.broken, m.calls.forward, m.calls.backward) for m in evaluation.members
+        )
+        if rows:
+            title = "By attack" if len(found.curve.radii) == 1 else f"By attack, at {radius:.4g}"
+            columns = ("Attack", "Images", "Fooled", "Forward passes", "Backward passes")
+            made.append(Table(title=title, columns=columns, rows=rows, note="Each is run on what those above it left."))
+    return made
 
 
 def _chart(subject: Subject, found: Evaluated) -> Chart:
