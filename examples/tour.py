@@ -41,9 +41,11 @@ adv = st.attacks.pgd(model, test.x, test.y, eps=0.1, seed=0).point
 result = st.attacks.evaluate(model, splits.test, within=linf, attack=st.attacks.PGDAttack(steps=20), seed=0)
 print(result)
 
+# Can that be believed? Signs that the attack failed, and not the model.
+print(st.attacks.lint(model, test.x, test.y, within=linf, attack=st.attacks.PGDAttack(steps=20), seed=0, images=20))
+
 # The same verb in other places: a region of the input, a layer's activation, weights and inputs together.
-centre = torch.zeros(1, 1, 28, 28)
-centre[..., 8:20, 8:20] = 1
+centre = st.attacks.regions.centre(test.x.shape, area=0.18)
 region = st.Ball("linf", 0.3, box=(0, 1), mask=centre)
 part = st.perturb(st.ce(model, test.y), test.x, region, start="sample", generator=gen)
 print("misclassified by the centre alone:", int((model(part.point).argmax(1) != test.y).sum()), "of 200")

@@ -9,7 +9,7 @@ from shaketable.cli import main
 from shaketable.report import read_json, same
 
 SMALL = [
-    "--epochs", "4", "--warmup", "1", "--train-count", "100", "--test-count", "60", "--flatness-count", "20",
+    "--epochs", "3", "--warmup", "1", "--train-count", "60", "--test-count", "40", "--flatness-count", "12",
     "--flatness-samples", "2", "--threads", "1",
 ]  # fmt: skip
 

@@ -14,7 +14,8 @@ from shaketable.report import read_json, same
 
 
 def evaluate(*arguments: str) -> int:
-    return main(["evaluate", *arguments, "--threads", "1", "--json"])
+    """Without lints, which test_evaluate_lints.py is about."""
+    return main(["evaluate", *arguments, "--threads", "1", "--no-lints", "--json"])
 
 
 def test_the_report_equals_the_library_and_a_plain_recount(run_folder: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from shaketable.cli import main
 from shaketable.report import read_json
 
-QUICK = ["--train-count", "200", "--validation-count", "20", "--test-count", "20", "--epochs", "6", "--batch-size", "20",
+QUICK = ["--train-count", "150", "--validation-count", "20", "--test-count", "20", "--epochs", "6", "--batch-size", "20",
          "--attack", "pgd(steps=2, step=0.5)", "--eps", "0.03", "--evaluation", "pgd(steps=1)", "--evaluate-every", "6",
          "--threads", "1"]  # fmt: skip
 
@@ -71,8 +71,9 @@ def test_in_a_region_it_falls_less(run_folder: str, tmp_path: Path, region: str)
     assert any(region in line for line in part.summary)
 
 
+@pytest.mark.full
 def test_autoattack_writes_robustbenchs_file(run_folder: str, tmp_path: Path) -> None:
-    report = evaluated(run_folder, tmp_path, "--count", "8", "--eps", "8/255", "--attack", "autoattack", "--no-lints")
+    report = evaluated(run_folder, tmp_path, "--count", "5", "--eps", "8/255", "--attack", "autoattack", "--no-lints")
     entry = json.loads((tmp_path / "robustbench.json").read_text())
     assert entry["eps"] == "8/255"
     assert float(entry["clean_acc"]) == pytest.approx(100 * report.headline[0].value, abs=0.01)

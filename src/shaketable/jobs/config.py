@@ -1,13 +1,11 @@
 """The configs of the verbs: frozen, checked, and the source of the command line's flags."""
 
-import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import tyro
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ..core.errors import ConfigError
 from .settings import Fraction, Fractions, Norm, Settings
 from .train_config import TrainConfig
 
@@ -53,12 +51,6 @@ class EvaluateConfig(Settings):
     """Load a file even though loading it may run code."""
     out: Path = Path("runs/evaluate")
     """Where the report goes."""
-
-    @model_validator(mode="after")
-    def _radii(self) -> Self:
-        if not self.eps or not all(0 <= radius < math.inf for radius in self.eps):
-            raise ConfigError("eps", "radii >= 0", ", ".join(map(str, self.eps)) or "none", "Give 8/255, for example.")
-        return self
 
 
 class DemoConfig(Settings):

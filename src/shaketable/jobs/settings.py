@@ -40,13 +40,14 @@ def listed(values: tuple[float, ...]) -> float | str:
 
 
 Fractions = Annotated[
-    tuple[float, ...], BeforeValidator(numbers), PlainSerializer(listed), tyro.constructors.PrimitiveConstructorSpec(
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=1), BeforeValidator(numbers),
+    PlainSerializer(listed), tyro.constructors.PrimitiveConstructorSpec(
         nargs=1, metavar="FLOAT|FRACTION[,...]", instance_from_str=lambda texts: numbers(texts[0]),
         is_instance=lambda value: isinstance(value, tuple | int | float),
         str_from_instance=lambda value: [str(listed(numbers(value)))],
     )
 ]  # fmt: skip
-"""Floats with commas between them, each of which may be a fraction."""
+"""Floats >= 0 with commas between them, each of which may be a fraction."""
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 
