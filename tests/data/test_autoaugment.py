@@ -127,6 +127,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.full
 def test_without_kornia_the_error_names_the_extra():
     made = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120, check=True)
     assert "pip install 'shaketable[augment]'" in made.stdout

@@ -135,6 +135,7 @@ def test_run_again_it_repeats_what_failed_and_nothing_else(done: Path, recipe: P
     assert {f.code for f in again.findings} - {f.code for f in report.findings} == {"not-run"}
 
 
+@pytest.mark.full
 def test_one_worker_and_a_part_of_it_give_the_same_numbers(done: Path, recipe: Path, tmp_path: Path):
     out = tmp_path / "one"
     assert main(["study", str(recipe), "--out", str(out), "--only", "1", "at-awp", "at", "--json"]) == 0
@@ -185,6 +186,7 @@ def long(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_interrupted_it_stops_its_runs_which_save_and_go_on_to_the_same_weights(long: Path, tmp_path: Path):
     folder = tmp_path / "out" / "at" / "seed-0"
     process = begin(long, tmp_path / "out")

@@ -150,7 +150,7 @@ def dry_run(name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert not (place / "runs").exists()
 
 
-ONE_OF_EACH = ["awp/cifar10-linf-prn18-at-awp", "awp/svhn-linf-prn18-at-awp"]  # of each format of files
+ONE_OF_EACH = ["awp/cifar10-linf-prn18-at-awp"]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

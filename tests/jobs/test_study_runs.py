@@ -72,6 +72,7 @@ def test_a_process_that_lives_holds_its_folder_and_is_ended_with_the_pool(tmp_pa
         assert free is not None
 
 
+@pytest.mark.full
 def test_a_process_is_asked_once_to_stop(tmp_path: Path):
     config = {"epochs": 100_000, "out": str(tmp_path), "threads": 1, "test_count": 5, "save_every": 0.0}
     (tmp_path / "config.json").write_text(json.dumps(config))

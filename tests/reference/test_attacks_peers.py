@@ -64,7 +64,7 @@ def _survivors(trained: Trained, points: Tensor) -> int:
         return int((clean & (trained.model(points).argmax(1) == trained.y)).sum())
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 0.8)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), pytest.param("l2", 0.8, marks=pytest.mark.full)])
 def test_not_above_torchattacks(trained: Trained, norm: str, eps: float) -> None:
     torchattacks = _peer("torchattacks")
     kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
@@ -78,7 +78,7 @@ def test_not_above_torchattacks(trained: Trained, norm: str, eps: float) -> None
     assert 0.1 * clean < robust < 0.9 * clean
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 0.8)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), pytest.param("l2", 0.8, marks=pytest.mark.full)])
 def test_not_above_foolbox(trained: Trained, norm: str, eps: float) -> None:
     foolbox = _peer("foolbox")
     kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD

@@ -179,6 +179,7 @@ def test_the_policy_stops_a_script_that_got_in(visit) -> None:
     assert seen.page.evaluate("typeof window.hacked") == "undefined"
 
 
+@pytest.mark.full
 def test_the_keyboard_reaches_everything_and_works_it(visit) -> None:
     seen = visit().drawn()
     page = seen.page
@@ -235,6 +236,7 @@ def test_without_scripts_the_tables_take_the_charts_place(visit) -> None:
     assert seen.page.locator("#theme").is_hidden()
 
 
+@pytest.mark.full
 def test_printing_shows_charts_in_light_and_puts_everything_back(visit) -> None:
     seen = visit(color_scheme="dark").drawn()
     page = seen.page
@@ -264,6 +266,7 @@ def test_the_systems_theme_and_wish_for_less_motion_are_followed(visit) -> None:
     assert seen.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
 
 
+@pytest.mark.full
 def test_a_chart_is_zoomed_by_dragging_and_keeps_its_zoom_in_the_other_theme(visit) -> None:
     seen = visit().drawn()
     page, plot = seen.page, seen.page.locator(".plot").first

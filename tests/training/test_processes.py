@@ -172,6 +172,7 @@ def test_a_process_that_never_comes_is_an_error(two: Ask) -> None:
     assert not alone["initialised"]
 
 
+@pytest.mark.full
 def test_torchrun_starts_a_group(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*command, str(FILE), str(tmp_path)], env=ENVIRONMENT, check=True, timeout=120, capture_output=True)
