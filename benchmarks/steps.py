@@ -56,7 +56,11 @@ class Setting:
 
 
 def whole_steps(setting: Setting, repetitions: int) -> Iterator[Comparison]:
-    """Steps of AT and AT-AWP over their passes alone, and the `backward()` style over them."""
+    """Steps of AT and AT-AWP over their passes alone, and the `backward()` style over them.
+
+    A step's limit is N (F + Bx), and F + Bx + Bw for each pass by the weights. At given images such a pass needs no Bx to
+    the images, F + Bw, so a tighter limit is said beside it.
+    """
     run = _passes(setting)
     candidates = {
         "AT": _ours(setting, None),
@@ -64,16 +68,16 @@ def whole_steps(setting: Setting, repetitions: int) -> Iterator[Comparison]:
         "AT-AWP, shared": _ours(setting, awp(GAMMA, shared=True)),
         "backward() style": _theirs(peers.ByBackward, setting, None),
         "backward() style, proxy network": _theirs(peers.ByBackward, setting, GAMMA),
-        "F + Bx": run["F + Bx"],
-        "F + Bw": run["F + Bw"],
-        "Bw": run["Bw"],
+        **{name: run[name] for name in PASSES},
     }
     s = _seconds(setting, candidates, repetitions)
-    limit = setting.steps * s["F + Bx"] + s["F + Bw"]
-    say = _Say(setting, s)
-    yield say.cost("AT step", s["AT"], "N (F + Bx) + F + Bw", limit, 1.1)
-    yield say.cost("AT-AWP step", s["AT-AWP"], "N (F + Bx) + 2 (F + Bw)", limit + s["F + Bw"], 1.1)
-    yield say.cost("AT-AWP step, shared", s["AT-AWP, shared"], "N (F + Bx) + Bw + F + Bw", limit + s["Bw"], 1.1)
+    attack, say = setting.steps * s["F + Bx"], _Say(setting, s)
+    for passes, bar in (("F + Bx + Bw", 1.1), ("F + Bw", None)):
+        one = s[passes]
+        yield say.cost("AT step", s["AT"], f"N (F + Bx) + {passes}", attack + one, bar)
+        yield say.cost("AT-AWP step", s["AT-AWP"], f"N (F + Bx) + 2 ({passes})", attack + 2 * one, bar)
+        shared = attack + s["Bw"] + one
+        yield say.cost("AT-AWP step, shared", s["AT-AWP, shared"], f"N (F + Bx) + Bw + {passes}", shared, bar)
     for ours in ("AT-AWP", "AT-AWP, shared"):
         yield say.cost(ours.replace("AWP", "AWP step"), s[ours], "our AT step", s["AT"], None)
     for ours, theirs in (("AT", "backward() style"), ("AT-AWP", "backward() style, proxy network")):

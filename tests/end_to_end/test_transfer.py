@@ -1,13 +1,16 @@
 """`shaketable transfer` on real images and two small trained models: the same as the library, resumed, with other workers."""
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from shaketable.attacks.transfer import transfer
 from shaketable.cli import main
 from shaketable.data import open_dataset
+from shaketable.data.decoding import image_at
 from shaketable.models import load
 from shaketable.report import read_json, same
 
@@ -67,10 +70,30 @@ def test_the_report_is_what_the_library_gives_and_is_resumed_with_other_workers(
     assert found.mean("whole").value > 0
 
 
+def test_examples_are_the_first_images_as_the_attack_left_them(runs: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*arguments(runs, out), "--seed", "3"]) == 0
+    section = next(s for s in read_json(out / "report.json").sections if s.title == "Examples")
+    sheet = image_at(_file(tmp_path, section.pictures[0].png), channels=1)[0]
+    side, gap = 112, 4
+    rows = [sheet[k * (side + gap) :][:side, :side] for k in range(5)]  # clean, then perturbed and difference, twice
+    clean, whole, _, centre, _ = rows
+    outside = torch.ones(side, side, dtype=torch.bool)
+    outside[20:92, 20:92] = False  # the centre of 30 % and a pixel of the image more on each side
+    assert torch.equal(clean[outside], centre[outside])
+    assert not torch.equal(clean, centre)
+    assert not torch.equal(clean[outside], whole[outside])
+    verdicts = section.tables[0].rows
+    assert [row[:2] for row in verdicts] == [(r, k) for r in ("whole", "centre:0.3") for k in (1, 2, 3, 4)]
+
+
+def _file(folder: Path, png: str) -> Path:
+    (folder / "strip.png").write_bytes(base64.b64decode(png))
+    return folder / "strip.png"
+
+
 def _rows(report) -> list[int]:
     """The images that the report is about, drawn as the card says."""
-    import torch
-
     from shaketable.core import generator
 
     n = len(open_dataset("fashion-mnist", split="test"))

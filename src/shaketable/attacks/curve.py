@@ -16,6 +16,7 @@ from ..stats import Rate
 from .attack import Attack
 from .evaluate import evaluate
 from .evaluation import Evaluation, Finding
+from .parts import Parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ def curve(
     attack: Attack | None = None,
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
+    kept: Callable[[tuple[float, ...]], Parts] | None = None,
 ) -> Curve:
     """Robust accuracy at several radii.
 
@@ -82,6 +84,7 @@ def curve(
         within: the ball, whose radius is replaced.
         radii: in any order; 0 is the clean accuracy.
         seed: the same at every radius.
+        kept: makes what `evaluate` takes of this name, of the radii up to each one, on which what still stands depends.
 
     Cost: see `evaluate`, for each radius on the images that still stand (a radius of 0: one forward pass an image).
     Raises: InputError: no radii, and what `evaluate` raises. Checked by tests/attacks/test_curve.py.
@@ -99,7 +102,7 @@ def curve(
         labels = None if y is None else y[standing.to(y.device)]
         found = evaluate(
             model, some, labels, within=replace(within, radius=radius), attack=attack, seed=seed, batch_size=batch_size,
-            progress=progress,
+            progress=progress, kept=None if kept is None else kept(tuple(wanted[: k + 1])),
         )  # fmt: skip
         done.append(found)
         rows.append(standing)

@@ -12,11 +12,9 @@ from torch import Tensor
 from ..core.ball import Ball, Law
 from ..core.errors import InputError
 from ..core.perturb import Perturbation
-from ..core.places import at
-from ..core.seeds import own_random_state
-from ..core.tree import leaves
 from ..data.decoding import decoded as read_image
 from ..stats import Rate
+from .verdicts import wrong
 
 LEVELS = 255
 SLACK = 1e-4  # of a level, for the rounding of floats
@@ -224,12 +222,6 @@ def surviving(
     ways: dict[str, tuple[Format, int]] = {"png": ("png", 95), **{f"jpeg {q}": ("jpeg", q) for q in quality}}
     after, clean = {}, {}
     for how, (form, best) in ways.items():
-        after[how] = _wrong(model, saved(point, form, quality=best), y)
-        clean[how] = _wrong(model, saved(x, form, quality=best), y)
-    return Survival(~_wrong(model, x, y), _wrong(model, point, y), after, clean)
-
-
-def _wrong(model: Any, x: Tensor, y: Tensor) -> Bool[Tensor, " n"]:
-    with torch.inference_mode(False), torch.no_grad(), own_random_state(leaves(x)):
-        parts = [at(model)(part).argmax(1) for part in x.split(100)] if len(x) else [y]
-    return torch.cat(parts) != y
+        after[how] = wrong(model, saved(point, form, quality=best), y)
+        clean[how] = wrong(model, saved(x, form, quality=best), y)
+    return Survival(~wrong(model, x, y), wrong(model, point, y), after, clean)

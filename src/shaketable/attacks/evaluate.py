@@ -20,7 +20,8 @@ from ..data.dataset import Dataset
 from ..models.untouched import untouched
 from .attack import Attack
 from .batches import Batches, batches
-from .evaluation import Counts, Evaluation, Member, findings_of, summed
+from .evaluation import Counts, Evaluation
+from .parts import Part, Parts, joined
 from .pgd import PGDAttack
 from .sharing import Share, gathered
 from .twin import quick_twin
@@ -41,6 +42,7 @@ def evaluate(
     points: bool = False,
     progress: Callable[[int], None] | None = None,
     share: Share | None = None,
+    kept: Parts | None = None,
 ) -> Evaluation:
     """Attack a model's images and say how many it still classifies correctly.
 
@@ -60,6 +62,8 @@ def evaluate(
         progress: called after each batch with the number of its images.
         share: processes that share the batches, each every count-th one; all get the whole evaluation, which is the one
             that a single process makes. Not together with `points`.
+        kept: where finished batches are kept, so that an evaluation that was stopped goes on: what is there is taken from
+            there. Whoever gives it sees to it that it is of the same model, images and options. Not together with `points`.
 
     What is reported is recomputed from the stored points, by the model itself in a pass of its own: their logits, whether
     they lie in ball, box and mask, their size. Where that contradicts the attack it is a finding, and so are missing
@@ -80,59 +84,35 @@ def evaluate(
     and Foolbox.
     """
     attack = PGDAttack() if attack is None else attack
-    if share is not None and points:
-        raise InputError("points", "False where processes share an evaluation", "True", "Ask for them in one process.")
+    if points and not (share is None and kept is None):
+        remedy = "Ask for them in one process, with nothing kept."
+        raise InputError("points", "False where processes share an evaluation, or it is kept", "True", remedy)
     _require_usable(model, within, attack, measure)
     fast = getattr(attack, "until_fooled", None) if measure == "accuracy" else None
     device = _device(model)
-    parts: list[_Part] = []
+    parts: list[Part] = []
     with torch.inference_mode(False), _kept(model, device):
         plan = _Plan(model, quick_twin(model), attack if fast is None else fast(), fast is not None, measure)
         for index, (images, labels, ball) in enumerate(batches(x, y, within, batch_size)):
             if share is not None and index % share.count != share.rank:
                 continue
-            drawn = generator(seed, "evaluate", index)
-            _seed_global(generator(seed, "evaluate", index, "model").initial_seed(), device)
-            if device is not None:
-                images, labels = images.to(device), labels.to(device)
-            part = plan.judge(images, labels, ball, drawn)
+            part = None if kept is None else kept.get(index)
+            if part is None:
+                drawn = generator(seed, "evaluate", index)
+                _seed_global(generator(seed, "evaluate", index, "model").initial_seed(), device)
+                if device is not None:
+                    images, labels = images.to(device), labels.to(device)
+                part = plan.judge(images, labels, ball, drawn)
+                if kept is not None:
+                    kept.put(index, part)
             parts.append(part if points else replace(part, points=None))
             if progress is not None:
                 progress(len(images))
     if share is not None and share.count > 1:
-        parts = gathered(share, [_table(part) for part in parts], [_notes(part) for part in parts], _of_table)
+        parts = gathered(share, [part.table for part in parts], [part.notes for part in parts], Part.of_table)
     if not parts:
         raise InputError("x", "at least one image", "none", "Check the data set and the split.")
-    return _joined(parts, measure)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The evaluation of one batch."""
-
-    clean: Bool[Tensor, " n"]
-    robust: Bool[Tensor, " n"]
-    clean_loss: Float[Tensor, " n"]
-    adversarial_loss: Float[Tensor, " n"]
-    size: Float[Tensor, " n"]
-    calls: Calls
-    counts: Counts
-    points: Tensor | None
-    members: tuple[Member, ...] = ()
-
-
-def _table(part: _Part) -> Tensor:
-    columns = (part.clean, part.robust, part.clean_loss, part.adversarial_loss, part.size)
-    return torch.stack([column.cpu().double() for column in columns], 1)
-
-
-def _notes(part: _Part) -> list[int]:
-    return [part.calls.forward, part.calls.backward, *vars(part.counts).values()]
-
-
-def _of_table(table: Tensor, notes: list[int]) -> _Part:
-    clean, robust, loss, worst, size = table.unbind(1)
-    return _Part(clean.bool(), robust.bool(), loss, worst, size, Calls(*notes[:2]), Counts(*notes[2:]), None)
+    return joined(parts, measure)
 
 
 @dataclass(frozen=True)
@@ -145,13 +125,13 @@ class _Plan:
     stops: bool
     measure: Measure
 
-    def judge(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> _Part:
+    def judge(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> Part:
         """Look at a batch, attack what is worth it, look again at what the attack left."""
         clean, loss, finite = _look(self.model, x, y)
         n, attacked = len(x), int(clean.sum()) if self.measure == "accuracy" else len(x)
         size = torch.zeros(n, dtype=torch.float64, device=x.device)
         if attacked == 0:
-            return _Part(clean, clean, loss, loss, size, Calls(n, 0), Counts(nonfinite=int((~finite).sum())), x)
+            return Part(clean, clean, loss, loss, size, Calls(n, 0), Counts(nonfinite=int((~finite).sum())), x)
         rows = torch.nonzero(clean)[:, 0] if attacked < n else torch.arange(n, device=x.device)
         part, labels, limits = x[rows], y[rows], ball.rows(rows).on(x[rows])
         found = self._attack(part, labels, limits, drawn)
@@ -178,7 +158,7 @@ class _Plan:
             changed = (flags.stopped == correct) & ~outside if self.stops else torch.zeros_like(correct)
             counts += Counts(vanishing=int((flags.vanishing & correct).sum()), changed=int(changed.sum()))
         counts += Counts(nonfinite=int(weird.sum()))
-        return _Part(clean, robust, loss, worst, size, calls, counts, points, getattr(found, "members", ()))
+        return Part(clean, robust, loss, worst, size, calls, counts, points, getattr(found, "members", ()))
 
     def _attack(self, x: Tensor, y: Tensor, ball: Ball, drawn: torch.Generator) -> Perturbation | None:
         """What the attack found; None if there was no gradient to follow."""
@@ -269,16 +249,3 @@ def _seed_global(seed: int, device: torch.device | None) -> None:
 def _device(model: Any) -> torch.device | None:
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return tensors[0].device if tensors else None
-
-
-def _joined(parts: list[_Part], measure: Measure) -> Evaluation:
-    def join(name: str) -> Tensor:
-        return torch.cat([getattr(part, name).cpu() for part in parts])
-
-    kept = all(part.points is not None for part in parts)
-    counts = sum((part.counts for part in parts), Counts())
-    return Evaluation(
-        join("clean"), join("robust"), join("clean_loss"), join("adversarial_loss"), join("size"),
-        sum((part.calls for part in parts), Calls()), measure, findings_of(counts), join("points") if kept else None,
-        summed(part.members for part in parts),
-    )  # fmt: skip

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..core.errors import DataError, InputError
-from ..data.decoding import decoded
-from ..plugins import nearest_file
+from ..data.decoding import image_at
 from .masks import Shape, as_mask, plane, some
 
 
@@ -27,16 +26,10 @@ def file(path: str | Path, shape: Shape) -> Bool[Tensor, "m ..."]:
 
     Checked by tests/attacks/test_regions.py.
     """
-    place = Path(path)
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        found = error.strerror or type(error).__name__
-        raise InputError("path", f"a mask image at {place}", found, nearest_file(place)) from error
-    grey = decoded(content, str(place), channels=1)[0]
+    grey = image_at(path, channels=1)[0]
     if int(grey.max()) < 128:
         found = f"values up to {int(grey.max())}"
-        raise DataError(str(place), "grey values of 128 or more in the region", found, "Save it as 0 and 255.")
+        raise DataError(str(path), "grey values of 128 or more in the region", found, "Save it as 0 and 255.")
     inside = F.interpolate((grey >= 128)[None, None].float(), plane(shape), mode="nearest-exact")[0, 0] > 0
     return as_mask(some(inside), shape)
 

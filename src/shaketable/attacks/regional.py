@@ -56,7 +56,7 @@ class Regional:
         margin: the source's true logit minus the largest other, on the clean image.
         left, reached: when the source first gave another than the true class, and when the target.
         watched: for each watched model, when it was first fooled.
-        point: the last iterates, or None if points were not asked for.
+        point: the last iterates, of as many images as were asked for; None if of none.
         norms: of the last iterates.
         vanishing: the first gradient is (nearly) zero.
         saturated: the loss was exactly 0 at some iterate, so that signs after it are of rounding errors.
@@ -93,7 +93,7 @@ def regional(
     step: float = 1 / 255,
     loss: TargetLoss = "precise",
     target: Int[Tensor, " n"] | None = None,
-    points: bool = True,
+    points: bool | int = True,
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Regional:
@@ -119,7 +119,8 @@ def regional(
         loss: "precise", cross-entropy from a float64 log-softmax; "ce", in the model's own precision, as the paper does;
             "margin", the target's logit against the largest other, which never saturates.
         target: the classes to lead to, instead of drawing them.
-        points: keep the images at every event; they take events x images of memory.
+        points: keep the images at every event, which takes events x images of memory; or a number: keep the last iterates
+            of the first so many images alone.
         batch_size: 32. progress: called after each batch with the number of its images.
 
     Differences: `PRESETS` names "exact" (the default), "paper" (step .0039, float32 cross-entropy, stop at first transfer)
@@ -144,7 +145,7 @@ def regional(
     if target is not None and (target.shape != y.shape or bool((target == y).any())):
         raise InputError("target", "a class other than the true one for each image", "others", "Choose wrong classes.")
     found, first, checks = [], 0, schedule(steps, check == "every")
-    kept = {"step": step, "checks": checks, "drop": stop == "first-transfer", "keep": points}
+    kept = {"step": step, "checks": checks, "drop": stop == "first-transfer", "keep": points is True}
     for images, labels, ball in batches(x, y, Ball("linf", 1.0, box=(0, 1), mask=mask), batch_size or BATCH):
         rows = slice(first, first + len(images))
         goal = None if target is None else target[rows].long()
@@ -152,13 +153,14 @@ def regional(
         path = Path(objective, watched, images, labels, ball.mask, **kept)  # pyright: ignore[reportArgumentType]
         with torch.inference_mode(False), torch.no_grad(), own_random_state([images]):
             path.run()
-        found.append(_of(path, steps, points, stop))
+        shown = points if points is True else max(0, min(points - first, len(images))) if points else None
+        found.append(_of(path, steps, shown, stop))
         first += len(images)
         if progress is not None:
             progress(len(images))
     if not found:
         path = Path(Towards(model, y, draws, loss, target=target), watched, x, y, mask, **kept)
-        found.append(_of(path, steps, points, stop))
+        found.append(_of(path, steps, True if points else None, stop))
     return _joined(found)
 
 
@@ -214,15 +216,15 @@ def _require(stop: str, check: str, steps: int, step: float, loss: str, watched:
     RegionalAttack(steps, step, loss)  # pyright: ignore[reportArgumentType]
 
 
-def _of(path: Path, steps: int, points: bool, stop: str) -> Regional:
+def _of(path: Path, steps: int, points: bool | int | None, stop: str) -> Regional:
     """What is kept of one batch's path."""
     watched: dict[str, Watched] = {}
     for name, sighting in path.seen.items():
         seen, margin = sighting.event(), path.margins.get(name, path.margin)
         watched[name] = Watched(seen.first != 0, margin, seen, path.fixed[name] if stop == "fixed" else None)
-    left = path.left.event()
+    left, point = path.left.event(), None if points is None else path.last if points is True else path.last[:points]
     return Regional(
-        path.target, left.first != 0, path.margin, left, path.reached.event(), watched, path.last if points else None,
+        path.target, left.first != 0, path.margin, left, path.reached.event(), watched, point,
         norms(path.last, path.x, path.mask), path.vanishing, path.saturated, steps, path.calls, path.watching,
     )  # fmt: skip
 

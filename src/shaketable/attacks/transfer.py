@@ -1,5 +1,6 @@
 """Transfer between models: of the perturbations made on each, which fool the others (Ozbulak et al. 2020)."""
 
+import base64
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.seeds import generator
+from .eight_bit import encoded
 from .events import Event, Norms
 from .masks import area
 from .regional import regional
@@ -82,18 +84,25 @@ def transfer_row(
     check: Literal["sparse", "every"] = "sparse",
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
+    examples: int = 0,
 ) -> dict[str, Any]:
     """One source's row of the matrix, in numbers, lists and dicts that JSON can hold; `collected` joins rows.
 
     Rows do not depend on each other, so processes may share them. An infinite norm (no success) is None.
 
-    Args: see `transfer`. Checked by tests/attacks/test_transfer.py: rows by JSON give the same matrix.
+    Args:
+        examples: keep the last iterates of the first so many images, as PNG files in base64; of what is no grey or RGB
+            image, none are kept.
+        others: see `transfer`.
+
+    Checked by tests/attacks/test_transfer.py: rows by JSON give the same matrix.
     """
     if source not in models or len(models) < 2:
         found = f"{source!r} of {sorted(models)}"
         raise InputError("models", "two or more, the source among them", found, "Give {'a': model_a, 'b': model_b}.")
     if not regions:
         raise InputError("regions", "at least one", "none", "Give {'whole': None}.")
+    examples = examples if x.dim() == 4 and x.shape[1] in (1, 3) else 0
     others = {name: model for name, model in models.items() if name != source}
     row: dict[str, Any] = {
         "source": source, "models": list(models), "n": len(x), "seed": seed, "steps": steps, "step": step, "loss": loss,
@@ -103,7 +112,7 @@ def transfer_row(
         mask = mask_of(place, models[source], x, y, generator(seed, "region"))
         found = regional(
             models[source], x, y, region=mask, seed=seed, watched=others, stop=stop, check=check, steps=steps, step=step,
-            loss=loss, points=False, batch_size=batch_size, progress=progress,
+            loss=loss, points=examples, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         row["target"] = found.target.tolist()
         row["correct"] = {source: found.correct.tolist()} | {k: v.correct.tolist() for k, v in found.watched.items()}
@@ -121,6 +130,7 @@ def transfer_row(
             "saturated": int(found.saturated.sum()),
             "calls": [found.calls.forward, found.calls.backward],
             "checks": found.checks.forward,
+            "examples": [] if found.point is None else [base64.b64encode(f).decode() for f in encoded(found.point)],
         }
     return row
 

@@ -85,10 +85,10 @@ def weights(model: nn.Module, select: Select = "matrices") -> dict[str, Tensor]:
 def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[..., Any]:
     """The model as a function, with some of its tensors replaced, that leaves the model as it is.
 
-    Buffers are cloned at each call, so that a train-mode BatchNorm uses the batch's statistics and records nothing. A
-    model in eval mode without replaced tensors is called directly, and so is any callable that is no `nn.Module`. Of a
-    `DistributedDataParallel` or `DataParallel` it is always the module inside that is called (see `bare`), on the device of
-    the inputs; a compiled model stays compiled.
+    Buffers are cloned at each call, so that a train-mode BatchNorm uses the batch's statistics and records nothing. Where
+    no tensor is replaced, a model in eval mode or without buffers is called directly, and so is any callable that is no
+    `nn.Module`. Of a `DistributedDataParallel` or `DataParallel` it is always the module inside that is called (see
+    `bare`), on the device of the inputs; a compiled model stays compiled.
 
     Args:
         tensors: name -> tensor, instead of the parameters (or buffers) of that name.
@@ -107,11 +107,9 @@ def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[...,
 
     def call(*inputs: Any) -> Any:
         training = any(module.training for module in modules)
-        if not training and not tensors:
-            return called(*inputs)
         buffers = {name: b.clone() for name, b in own.named_buffers()} if training else {}
         replaced = {prefix + name: tensor for name, tensor in {**buffers, **(tensors or {})}.items()}
-        return functional_call(called, replaced, inputs)
+        return functional_call(called, replaced, inputs) if replaced else called(*inputs)
 
     return call
 

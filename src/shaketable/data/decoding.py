@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, final
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..core.errors import DataError, UnsafeFileError
+from ..core.errors import DataError, InputError, UnsafeFileError
+from ..plugins import nearest_file
 from .fit import MAX_PIXELS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -40,6 +42,24 @@ def header(stream: IO[bytes], where: str) -> Header:
     """
     with _opened(stream, where) as image:
         return header_of(image, where)
+
+
+def image_at(path: str | Path, *, channels: int) -> UInt8[Tensor, "c h w"]:
+    """The image in a file; see `decoded`.
+
+    Raises:
+        InputError: no such file, or one that cannot be read.
+        DataError, UnsafeFileError: see `decoded`.
+
+    Checked by tests/attacks/test_regions.py.
+    """
+    place = Path(path)
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise InputError("path", f"an image at {place}", found, nearest_file(place)) from error
+    return decoded(content, str(place), channels=channels)
 
 
 def decoded(content: bytes, where: str, *, channels: int) -> UInt8[Tensor, "c h w"]:

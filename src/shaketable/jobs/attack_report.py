@@ -15,6 +15,7 @@ from ..report import (
     Section,
     Series,
     Table,
+    amplified,
     elapsed_since,
     environment,
     mean_metric,
@@ -28,8 +29,6 @@ from .attack_config import AttackConfig
 from .command import command_of
 from .evaluate import Subject
 from .ground import config_of
-
-AMPLIFIED = 0.5  # grey level of the largest change in a picture of differences
 
 
 def report(subject: Subject, config: AttackConfig, found: Attacked) -> Report:
@@ -110,16 +109,11 @@ def _pictures(config: AttackConfig, found: Attacked) -> list[Section]:
     rows = fooled.to(found.x.device)
     clean, adversarial = found.x[rows], found.points[rows]
     strip = picture(
-        [list(clean), list(adversarial), [_shown(d) for d in adversarial - clean]], title="Images that fool the model",
+        [list(clean), list(adversarial), [amplified(d) for d in adversarial - clean]], title="Images that fool the model",
         description=f"{len(rows)} images; first as they were, then perturbed, then the difference, amplified.",
         caption="From above: clean, perturbed, the difference (grey: none; each amplified to its largest change).",
     )  # fmt: skip
     return [Section(title="Examples", pictures=(strip,))]
-
-
-def _shown(delta: Tensor) -> Tensor:
-    """A difference as an image: 0 is grey."""
-    return 0.5 + AMPLIFIED * delta / delta.abs().max().clamp(min=1e-9)
 
 
 def _map(config: AttackConfig, found: Attacked) -> list[Section]:

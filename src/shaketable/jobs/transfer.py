@@ -18,8 +18,8 @@ from .flatness_cells import ImagePlace, ModelPlace, images_at, model_at, model_h
 from .ground import Ground, prepare
 from .transfer_config import TransferConfig
 
-CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 1
-CHECKED = 512
+CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 2
+CHECKED, EXAMPLES = 512, 4
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] |
     region = arguments["region"]
     return transfer_row(
         arguments["source"], models, x, y, regions={region: None if region == "whole" else region}, progress=advance,
-        **arguments["options"],
+        examples=EXAMPLES, **arguments["options"],
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ..stats import Mean
 from .command import command_of
 from .ground import config_of
 from .transfer import Job
+from .transfer_pictures import examples
 
 NORMS = {"l0": "L0", "l2": "L2", "linf": "Linf"}
 FEW = 10  # images that both get right, below which a rate says little
@@ -38,7 +39,14 @@ def report(job: Job, found: Transfer) -> Report:
         verdict=verdict_of(findings),
         headline=_headline(found),
         findings=findings,
-        sections=(_matrices(found), _regions(found), _survival(found), _sources(found), _how(job)),
+        sections=(
+            _matrices(found),
+            _regions(found),
+            _survival(found),
+            *examples(job, found),
+            _sources(found),
+            _how(job),
+        ),
         command=command_of("transfer", job.config.model_copy(update={"workers": 1})),
         config=config_of(job.config),
         environment=environment(device=str(job.ground.device)),

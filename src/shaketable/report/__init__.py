@@ -23,6 +23,7 @@ from .model import Series as Series
 from .model import Table as Table
 from .model import Volatile as Volatile
 from .model import verdict_of as verdict_of
+from .pictures import amplified as amplified
 from .pictures import picture as picture
 from .provenance import elapsed_since as elapsed_since
 from .provenance import environment as environment

@@ -45,3 +45,8 @@ def picture(
     sheet.save(stream, "PNG", optimize=True)
     png = base64.b64encode(stream.getvalue()).decode()
     return Picture(title=title, png=png, caption=caption, description=description)
+
+
+def amplified(delta: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """A difference of two images as an image: grey where there is none, its largest entry half way to black or white."""
+    return 0.5 + 0.5 * delta / delta.abs().max().clamp(min=1e-9)
