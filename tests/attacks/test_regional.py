@@ -94,6 +94,7 @@ def test_watched_models_are_judged_at_the_iterates_of_the_loop(problem: Make, ch
         assert torch.equal(seen.transfer.first, expected)
         assert torch.equal(seen.correct, ~wrong[0])
         assert torch.equal(seen.fixed, wrong[-1])
+        assert torch.equal(seen.aimed, watched[name](points[-1]).argmax(1) == found.target)
         later = torch.nonzero(seen.transfer.first > 0)[:, 0]
         fooled_any |= bool(len(later))
         for i in later.tolist():
@@ -156,6 +157,7 @@ def test_stopping_at_transfer_drops_images_and_changes_no_first(problem: Make) -
         assert torch.equal(short.watched[name].transfer.first, full.watched[name].transfer.first)
         assert torch.equal(short.watched[name].transfer.norms.linf, full.watched[name].transfer.norms.linf)
         assert short.watched[name].fixed is None
+        assert short.watched[name].aimed is None
 
 
 def test_norms_are_of_pixel_positions() -> None:

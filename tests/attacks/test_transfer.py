@@ -59,6 +59,8 @@ def test_rates_are_counted_on_images_that_both_get_right(
             assert found.valid(source, target) == valid.tolist()
             fooled = models[target](one.point).argmax(1) != y
             assert found.rate(source, target, region) == Rate(int((fooled & valid).sum()), int(valid.sum()))
+            aimed = models[target](one.point).argmax(1) == one.target
+            assert found.rate(source, target, region, aimed=True) == Rate(int((aimed & valid).sum()), int(valid.sum()))
             oracle = found.rate(source, target, region, oracle=True)
             assert oracle.hits >= found.rate(source, target, region).hits
             assert oracle.hits == sum(k is not None for k in found.first(source, target, region))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ rate = 0.05
 threads = 1
 [cells.at]
 [cells.at-awp]
-weights = "awp(gamma=0.01)"
+weights = "awp(gamma=0.003)"
 [cells.diverging]
 rate = 1e30
 epochs = 1
@@ -156,6 +157,51 @@ def test_a_cells_folder_is_a_run_that_goes_on_and_is_evaluated_by_hand(done: Pat
     assert main(["train", "--config", str(folder / "config.json"), "--out", str(tmp_path / "again"), "--json"]) == 0
     assert models.fingerprint(models.load(tmp_path / "again" / "last.safetensors").model) == before
     assert main(["evaluate", str(folder), "--count", "20", "--eps", "0.1", "--out", str(tmp_path / "e"), "--json"]) == 0
+
+
+FINAL = """\
+[final]
+attack = "apgd(steps=3)"
+count = 100
+lints = false
+"""
+
+
+def test_a_table_final_that_is_added_evaluates_the_last_epochs_and_trains_nothing(
+    done: Path, recipe: Path, tmp_path: Path
+):
+    out, path = tmp_path / "out", tmp_path / "final.toml"
+    shutil.copytree(done, out)
+    path.write_text(recipe.read_text() + FINAL)
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*/seed-*/*") if file.name != ".lock"}
+    arguments = ["study", str(path), "--out", str(out), "--workers", "2", "--only", "at", "at-awp", "0"]
+    assert main([*arguments, "--json"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+    record, rates = study_record.read(out / "study.json"), dict[str, float]()
+    for cell in ("at", "at-awp"):
+        own = read_json(out / f"{cell}.final" / "seed-0" / "report.json")
+        (robust,) = (m for m in own.headline if m.name == "Robust accuracy")
+        assert (robust.n, own.config["eps"], own.config["seed"]) == (100, 0.02, 0)
+        assert record["cells"][cell]["seeds"]["0"]["values"]["robust_final"] == robust.value
+        assert record["cells"][cell]["seeds"]["0"]["counts"]["robust_final"] == 100
+        assert "robust_final" not in record["cells"][cell]["seeds"]["1"]["values"]
+        assert robust.value is not None
+        rates[cell] = robust.value
+    (comparison,) = record["comparisons"]
+    assert comparison["differences"]["robust_final"]["value"] == pytest.approx(100 * (rates["at-awp"] - rates["at"]))
+    assert record["cells"]["at.final"]["config"]["model"] == "{at}/last.safetensors"
+    assert "final" not in study_record.read(done / "study.json")["recipe"]
+
+    report = read_json(out / "report.json")
+    sections = {section.title: section for section in report.sections}
+    for title in ("Robust accuracy, last epoch, final attack", "What was run"):
+        assert "apgd(steps=3) (lints False), on 100 test images" in sections[title].text
+    tables = {table.title: table for table in sections["Cells"].tables}
+    shares = tables["Accuracies in %, means over the seeds"]
+    assert "Robust accuracy, last epoch, final attack" in shares.columns
+    assert [row[0] for row in shares.rows] == ["at", "at-awp", "diverging"]
+    assert set(report.hashes.models) == {f"{c}/seed-{s}" for c in ("at", "at-awp") for s in (0, 1)}
 
 
 def test_another_recipe_in_the_same_folder_is_refused(

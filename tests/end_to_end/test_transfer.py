@@ -45,7 +45,7 @@ def test_the_report_is_what_the_library_gives_and_is_resumed_with_other_workers(
     assert same(report, read_json(out / "report.json"))
     assert sum(path.stat().st_mtime_ns != at for path, at in cells.items()) == 1
 
-    data = open_dataset("fashion-mnist", split="test").take(report.config and _rows(report))
+    data = open_dataset("fashion-mnist", split="test").take(_rows(report))
     batch = data.batch(range(len(data)))
     models = {Path(run).name: load(run).model for run in runs}
     found = transfer(
@@ -87,6 +87,23 @@ def test_examples_are_the_first_images_as_the_attack_left_them(runs: list[str], 
     assert [row[:2] for row in verdicts] == [(r, k) for r in ("whole", "centre:0.3") for k in (1, 2, 3, 4)]
 
 
+def test_another_attack_in_the_same_regions(runs: list[str], tmp_path: Path) -> None:
+    given = ["transfer", *runs, "--count", "30", "--regions", "whole", "centre:0.3", "--json"]
+    more = ["--attack", "pgd(steps=5)", "--eps", "0.1"]
+    assert main([*given, *more, "--out", str(tmp_path)]) == 0
+    report = read_json(tmp_path / "report.json")
+    assert "perturbed by pgd(steps=5) in a linf ball of 0.1" in report.summary[0]
+    assert [t.title for t in report.sections[0].tables] == [
+        "whole, after the last step",
+        "centre:0.3, after the last step",
+    ]
+    white = next(s for s in report.sections if s.title == "In the white box").tables[0]
+    assert white.columns == ("Model", "Region", "Area", "Errs", "Passes")
+    for wrong in ([*more, "--steps", "20"], ["--eps", "0.1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*given, *wrong, "--out", str(tmp_path)])
+
+
 def _file(folder: Path, png: str) -> Path:
     (folder / "strip.png").write_bytes(base64.b64decode(png))
     return folder / "strip.png"
@@ -104,6 +121,7 @@ def _rows(report) -> list[int]:
     (["--regions", "middle:0.3"], "middle"),
     (["--regions", "whole", "whole"], "each once"),
     (["--steps", "0"], "steps"),
+    (["--attack", "pdg"], "pgd"),
 ])  # fmt: skip
 def test_mistakes_are_named_and_nothing_is_written(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], said: str

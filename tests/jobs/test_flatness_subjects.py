@@ -17,9 +17,10 @@ from shaketable.jobs.flatness_cells import ImagePlace, ModelPlace, flatness_of, 
 from shaketable.jobs.flatness_config import FlatnessConfig
 from shaketable.jobs.flatness_findings import findings
 from shaketable.jobs.flatness_measures import chosen_of
-from shaketable.jobs.flatness_subjects import Images, Source, Subject, images_of, sources_of, training_of
+from shaketable.jobs.flatness_subjects import Images, Source, Subject, images_of, sources_of
 from shaketable.jobs.flatness_text import over, sentences, title_of
 from shaketable.jobs.ground import prepare
+from shaketable.jobs.run_images import training_of
 from shaketable.models import Contract, ModelSpec, build, load, save
 from shaketable.runs import Outcome
 from shaketable.stats import mean

@@ -1,14 +1,16 @@
 """A study's recipe: what it may say, what its cells need of each other, and every mistake by its name."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shaketable.core.errors import ConfigError, DataError
+from shaketable.core.errors import ConfigError, DataError, InputError
+from shaketable.jobs.config import EvaluateConfig
 from shaketable.jobs.pseudolabel_config import PseudolabelConfig
-from shaketable.jobs.study import prepare_study
+from shaketable.jobs.study import estimate, prepare_study
 from shaketable.jobs.study_config import StudyConfig
 from shaketable.jobs.study_plan import Run, runs_of
 from shaketable.jobs.study_recipe import cells_of, read
@@ -101,6 +103,10 @@ CELL = 'title = "t"\nseeds = [0]\n[cells.at]\n'
         ('title = "t"\nseeds = [0]\n[cells."../up"]\n', "../up"),
         ('title = "t"\nseeds = [0]\n[cells.7]\n', "a name that is no number"),
         (CELL + 'verb = "trian"\n', "Did you mean 'train'?"),
+        (CELL + 'verb = "evaluate"\n', "Write a table [final]."),
+        (CELL + "[cells.'at.final']\n[final]\n", "cells.at.final: expected another name"),
+        (CELL + "[final]\nmodel = 'x'\n", "final.model: expected an option that the study leaves"),
+        (CELL + "[final]\nlabels = '{att}/x.json'\n", "final.labels: expected the name of a cell"),
         (CELL + 'hidden = "yes"\n', "true or false"),
         (CELL + "[[compare]]\nname = 'x'\na = 'at'\n", "compare.0.b"),
         (CELL + "[[compare]]\nname = 'x'\na = 'at'\nb = 'att'\n", "Did you mean 'at'?"),
@@ -142,6 +148,97 @@ def test_mistakes_of_a_cell_are_named_before_anything_runs(options: str, says: s
     assert says in str(caught.value)
     assert "cells.at" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+FINAL = """\
+[final]
+attack = "apgd(steps=3)"
+count = 20
+batch-size = 10
+"""
+
+
+def test_the_table_final_adds_a_hidden_evaluation_of_each_training_that_is_shown(tmp_path: Path):
+    path = write(tmp_path, GOOD.replace("[cells.at]\n", "[cells.at]\neps = 0.2\nnorm = 'l2'\n") + FINAL)
+    runs = runs_of(read(path), tmp_path / "out")
+    order = ["teacher", "labels", "rst", "at", "rst.final", "at.final"]
+    assert list(runs) == [f"{cell}/seed-{seed}" for seed in (3, 1) for cell in order]
+    run = runs["at.final/seed-1"]
+    assert run.needs == ("at/seed-1",)
+    assert run.cell.hidden
+    config = run.config
+    assert isinstance(config, EvaluateConfig)
+    assert config.model == str(tmp_path / "out/at/seed-1/last.safetensors")
+    assert (config.attack, config.count, config.batch_size) == ("apgd(steps=3)", 20, 10)
+    assert (config.data, config.norm, config.eps, config.threads, config.seed) == ("fashion-mnist", "l2", (0.2,), 1, 1)
+    other = runs["rst.final/seed-3"].config
+    assert isinstance(other, EvaluateConfig)
+    assert (other.norm, other.eps) == ("linf", (TrainConfig().eps,))
+
+
+def test_the_table_final_may_give_what_would_be_the_trainings(tmp_path: Path):
+    runs = runs_of(read(write(tmp_path, GOOD + FINAL + 'eps = "2/255"\nthreads = 2\n')), tmp_path / "out")
+    config = runs["at.final/seed-1"].config
+    assert isinstance(config, EvaluateConfig)
+    assert (config.eps, config.threads) == ((2 / 255,), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("coutn = 3", "final.coutn: expected a key that is known, found 'coutn'. Did you mean 'count'"),
+        ("count = 0", "final.count"),
+        ("seed = 3", "final.seed: expected an option that the study leaves to its cells, found seed. Use seeds."),
+        ('attack = "autoatack"', "final: attack: expected a name that is known, found 'autoatack'. Did you mean"),
+        ('eps = "0,1/255"', "final: eps: expected one radius"),
+        ('region = "centr:0.1"', "final: region"),
+        ('data = "fashion-mnst"', "Did you mean 'fashion-mnist'?"),
+    ],
+)
+def test_mistakes_of_the_table_final_are_named_before_anything_runs(options: str, says: str, tmp_path: Path):
+    path = write(tmp_path, f"{CELL}[final]\n{options}\n")
+    with pytest.raises((ConfigError, DataError, InputError)) as caught:
+        prepare_study(StudyConfig(recipe=path, out=tmp_path / "out"))
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: final")
+
+
+@pytest.mark.parametrize(
+    ("only", "wanted"),
+    [
+        ((), 12),
+        (("at", "1"), 2),  # with its final
+        (("rst", "3"), 4),
+    ],
+)
+def test_only_runs_the_finals_of_what_is_asked_for(only: tuple[str, ...], wanted: int, tmp_path: Path):
+    path = write(tmp_path, GOOD + FINAL)
+    study = prepare_study(StudyConfig(recipe=path, out=tmp_path / "out", only=only))
+    assert len(study.wanted) == wanted
+    without = prepare_study(StudyConfig(recipe=path, out=tmp_path / "out", only=only), finals=False)
+    assert not [name for name in without.runs if "final" in name]
+
+
+def test_a_dry_run_does_not_count_the_finals(tmp_path: Path):
+    @dataclass
+    class Timed:
+        seconds: float = 10.0
+        memory: int = 7
+
+    config = StudyConfig(recipe=write(tmp_path, GOOD + FINAL), out=tmp_path / "out", only=("at",))
+    found = estimate(config, lambda _training: Timed())
+    assert (found.seconds, dict(found.cells), list(found.left_out)) == (20.0, {"at": 10.0}, ["at.final"])
+
+
+def test_a_study_that_was_begun_without_the_table_final_may_get_one(runs: dict[str, Run], tmp_path: Path):
+    leave_config(runs["at/seed-1"])
+    path = write(tmp_path, GOOD + FINAL)
+    study = prepare_study(StudyConfig(recipe=path, out=tmp_path / "out"))
+    leave_config(study.runs["at.final/seed-1"], model="/elsewhere/at/seed-1/last.safetensors")
+    prepare_study(StudyConfig(recipe=path, out=tmp_path / "out"))
+    path.write_text(path.read_text().replace("count = 20", "count = 30"))
+    with pytest.raises(ConfigError, match="count: 20, now 30"):
+        prepare_study(StudyConfig(recipe=path, out=tmp_path / "out"))
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from shaketable.files import sha256_of
 from shaketable.jobs.study_plan import Run, runs_of
 from shaketable.jobs.study_pool import LOG, Ended, Pool, _error, _locked
 from shaketable.jobs.study_recipe import Recipe
-from shaketable.jobs.study_runs import execute, outcome_of
+from shaketable.jobs.study_runs import Outcome, _due, execute, outcome_of
+from shaketable.report import Hashes, Report, write_json
 
 pytest.importorskip("fcntl")
 
@@ -115,6 +117,26 @@ def test_nothing_wanted_runs_nothing(runs: dict[str, Run]):
     outcomes = execute(runs, [], workers=1)
     assert [(o.report, o.error) for o in outcomes.values()] == [(None, None)] * 3
     assert not runs["first/seed-0"].folder.exists()
+
+
+def test_a_final_is_of_the_model_that_is_there_and_made_again_with_it(tmp_path: Path):
+    content = {"title": "t", "seeds": [0], "cells": {"at": {}}, "final": {}}
+    runs = runs_of(Recipe.model_validate(content, strict=False), tmp_path)
+    run, file = runs["at.final/seed-0"], runs["at/seed-0"].folder / "last.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    report = Report(
+        verb="evaluate", title="t", summary=(), verdict="pass", hashes=Hashes(models={"last": sha256_of(file)})
+    )  # fmt: skip
+    write_json(report, run.folder / "report.json")
+    assert outcome_of(run).report is not None
+    trained = Report(verb="train", title="t", summary=(), verdict="pass")
+    assert not _due(run, {run.name: Outcome(run, report), "at/seed-0": Outcome(runs["at/seed-0"], trained)})
+    assert _due(run, {run.name: Outcome(run, report), "at/seed-0": Outcome(runs["at/seed-0"])})
+    file.write_bytes(b"others")
+    assert outcome_of(run).report is None
+    file.unlink()  # a study that keeps no weights
+    assert outcome_of(run).report is not None
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", '{"schema_version": "1.0"}'])

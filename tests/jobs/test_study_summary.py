@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from shaketable.jobs.measured import QUANTITIES, Curve, measured_of
+from shaketable.jobs.measured import FINAL, QUANTITIES, Curve, measured_of
 from shaketable.jobs.study_plan import runs_of
 from shaketable.jobs.study_recipe import Recipe
 from shaketable.jobs.study_runs import Outcome
-from shaketable.jobs.study_summary import MEASURES, Summary, holm, mean_curve, p_value, summarise
-from shaketable.report import Chart, Report, Section, Series, number_metric
-from shaketable.stats import Mean, mean
+from shaketable.jobs.study_summary import MEASURES, Summary, holm, mean_curve, measures_of, p_value, summarise
+from shaketable.report import Chart, Finding, Report, Section, Series, number_metric, rate_metric
+from shaketable.stats import Mean, Rate, mean
 
 GAPS = {"at": [1.1, 0.9, 1.3, 1.0], "awp": [0.6, 0.7, 0.7, 0.4], "sam": [1.0, 1.1, 1.2, 0.9]}
 SEEDS = (5, 6, 7, 8)
@@ -124,6 +124,37 @@ def test_p_of_no_spread():
     assert p_value(mean([0.0, 0.0, 0.0])) == 1.0
     assert p_value(mean([0.5, 0.5, 0.5])) == 0.0
     assert p_value(Mean(1.0, -math.inf, math.inf, 1, math.nan)) is None
+
+
+def evaluated(hits: int) -> Report:
+    """The report of an evaluation, with a finding."""
+    finding = Finding(level="finding", code="gradients", message="m", remedy="r")
+    metrics = (rate_metric("Clean accuracy", Rate(90, 100)), rate_metric("Robust accuracy", Rate(hits, 100)))
+    section = Section(title="Accuracy", metrics=metrics)
+    return Report(verb="evaluate", title="t", summary=(), verdict="findings", findings=(finding,), sections=(section,))
+
+
+def test_a_finals_robust_accuracy_is_its_trainings_number(recipe: Recipe, outcomes: dict[str, Outcome]):
+    assert FINAL not in {m.key for m in measures_of(recipe)}
+    with_final = recipe.model_copy(update={"final": {"attack": "autoattack"}})
+    hits = {"at": [40, 42, 41, 43], "awp": [45, 44, 46, 47], "sam": [40, 41, 42, 43]}
+    runs = runs_of(with_final, Path("out"))
+    for cell, counts in hits.items():
+        for seed, count in zip(SEEDS, counts, strict=True):
+            name = f"{cell}.final/seed-{seed}"
+            outcomes[name] = Outcome(runs[name], evaluated(count))
+    del outcomes["sam.final/seed-8"]  # a training without its final keeps its other numbers
+    summary = summarise(with_final, outcomes)
+    exact = stats.ttest_rel(hits["awp"], hits["at"])
+    found = summary.comparisons[0].differences[FINAL]
+    assert (found.mean.value, found.p) == pytest.approx((3 + 1 * 1, exact.pvalue))
+    assert summary.comparisons[1].differences[FINAL].mean.n == 3
+    assert summary.comparisons[1].differences["gap"].mean.n == 4
+    assert found.holm == pytest.approx(holm([c.differences[FINAL].p or 0.0 for c in summary.comparisons])[0])
+    assert summary.cells["at"].means[FINAL].value == pytest.approx(41.5)
+    assert summary.cells["at"].measured[5].codes == ()
+    assert summary.cells["at.final"].measured[5].codes == ("gradients",)
+    assert summary.cells["at.final"].hidden
 
 
 def test_curves_are_averaged_where_all_of_them_are_there():

@@ -38,12 +38,14 @@ class Watched:
         margin: its true logit minus the largest other, on the clean images: how hard it is to fool.
         transfer: the first iterate that fools it: what an attacker gets who may ask this model at each step (an oracle).
         fixed: whether the last iterate fools it: what one gets who may not. None with stop="first-transfer".
+        aimed: whether it gives the class that the source was led to at the last iterate; None likewise.
     """
 
     correct: Bool[Tensor, " n"]
     margin: Float[Tensor, " n"]
     transfer: Event
     fixed: Bool[Tensor, " n"] | None
+    aimed: Bool[Tensor, " n"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +223,8 @@ def _of(path: Path, steps: int, points: bool | int | None, stop: str) -> Regiona
     watched: dict[str, Watched] = {}
     for name, sighting in path.seen.items():
         seen, margin = sighting.event(), path.margins.get(name, path.margin)
-        watched[name] = Watched(seen.first != 0, margin, seen, path.fixed[name] if stop == "fixed" else None)
+        last = (path.fixed[name], path.aimed[name]) if stop == "fixed" else (None, None)
+        watched[name] = Watched(seen.first != 0, margin, seen, *last)
     left, point = path.left.event(), None if points is None else path.last if points is True else path.last[:points]
     return Regional(
         path.target, left.first != 0, path.margin, left, path.reached.event(), watched, point,

@@ -43,6 +43,7 @@ class Path:
         self.seen = {name: Sighting(x, mask, keep) for name in watched}
         self.margins: dict[str, Tensor] = {}
         self.fixed = {name: torch.zeros(len(x), dtype=torch.bool, device=x.device) for name in watched}
+        self.aimed = {name: fixed.clone() for name, fixed in self.fixed.items()}
         self.last = x.clone()
         self.margin = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.vanishing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -117,9 +118,11 @@ class Path:
             if not bool(ask.any()):
                 continue
             wrong = torch.zeros_like(ask)
-            wrong[ask] = self._wrong(name, point[ask], rows[ask], clean=k == 0)
+            given = self._given(name, point[ask], rows[ask], clean=k == 0)
+            wrong[ask] = given != self.y[rows[ask]]
             if last:
                 self.fixed[name][rows[ask]] = wrong[ask]
+                self.aimed[name][rows[ask]] = given == self.objective.target(rows[ask])
             fresh = wrong & sighting.open(rows)
             self._back_fill(name, fresh, rows, anchor, signs, since)
             sighting.note(rows, wrong, k, point)
@@ -134,11 +137,12 @@ class Path:
             if not len(part):
                 return
             point = self._moved(point, moves[part])
-            wrong = self._wrong(name, point, rows[part])
+            wrong = self._given(name, point, rows[part]) != self.y[rows[part]]
             sighting.note(rows[part], wrong, passed, point)
             part, point = part[~wrong], point[~wrong]
 
-    def _wrong(self, name: str, point: Tensor, rows: Tensor, *, clean: bool = False) -> Tensor:
+    def _given(self, name: str, point: Tensor, rows: Tensor, *, clean: bool = False) -> Tensor:
+        """The classes that a watched model gives; -1 where its logits are not finite."""
         with torch.no_grad():
             logits = self.functions[name](point)
         self.watching += Calls(len(point))
@@ -149,7 +153,7 @@ class Path:
             raise InputError("watched", f"logits of shape ({len(point)}, {classes}) from {name!r}", found, remedy)
         if clean:
             self.margins[name] = clean_margin(logits, self.y[rows])
-        return ~(torch.isfinite(logits).all(1) & (logits.argmax(1) == self.y[rows]))
+        return torch.where(torch.isfinite(logits).all(1), logits.argmax(1), -1)
 
 
 def clean_margin(logits: Tensor, y: Tensor) -> Float[Tensor, " n"]:

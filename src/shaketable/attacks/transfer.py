@@ -105,8 +105,8 @@ def transfer_row(
     examples = examples if x.dim() == 4 and x.shape[1] in (1, 3) else 0
     others = {name: model for name, model in models.items() if name != source}
     row: dict[str, Any] = {
-        "source": source, "models": list(models), "n": len(x), "seed": seed, "steps": steps, "step": step, "loss": loss,
-        "regions": {},
+        "source": source, "models": list(models), "n": len(x), "seed": seed, "attack": "regional", "steps": steps,
+        "step": step, "loss": loss, "regions": {},
     }  # fmt: skip
     for name, place in regions.items():
         mask = mask_of(place, models[source], x, y, generator(seed, "region"))
@@ -119,11 +119,12 @@ def transfer_row(
         row["margin"] = {source: found.margin.tolist()} | {k: v.margin.tolist() for k, v in found.watched.items()}
         row["regions"][name] = {
             "area": 1.0 if mask is None else area(mask, x.shape),
-            "left": _event(found.left),
-            "reached": _event(found.reached),
-            "end": _sizes(found.norms),
+            "left": of_event(found.left),
+            "reached": of_event(found.reached),
+            "end": of_norms(found.norms),
             "to": {
-                k: _event(v.transfer) | {"fixed": None if v.fixed is None else v.fixed.tolist()}
+                k: of_event(v.transfer)
+                | {key: None if t is None else t.tolist() for key, t in (("fixed", v.fixed), ("aimed", v.aimed))}
                 for k, v in found.watched.items()
             },
             "vanishing": int(found.vanishing.sum()),
@@ -135,9 +136,11 @@ def transfer_row(
     return row
 
 
-def _event(event: Event) -> dict[str, Any]:
-    return {"first": event.first.tolist()} | _sizes(event.norms)
+def of_event(event: Event) -> dict[str, Any]:
+    """An event in numbers and lists."""
+    return {"first": event.first.tolist()} | of_norms(event.norms)
 
 
-def _sizes(sizes: Norms) -> dict[str, Any]:
+def of_norms(sizes: Norms) -> dict[str, Any]:
+    """Norms in lists; infinite ones are None."""
     return {name: [v if math.isfinite(v) else None for v in values.tolist()] for name, values in vars(sizes).items()}

@@ -74,14 +74,22 @@ class Transfer:
         found = self._part(source, region)["to"][target]["first"]
         return [k if ok and k >= 0 else None for k, ok in zip(found, self.valid(source, target), strict=True)]
 
-    def rate(self, source: str, target: str, region: str | None = None, *, oracle: bool = False) -> Rate:
+    @property
+    def attack(self) -> str:
+        """What was run: "regional", or the name of another attack, of which nothing but the end is known."""
+        return self.rows[0]["attack"]
+
+    def rate(
+        self, source: str, target: str, region: str | None = None, *, oracle: bool = False, aimed: bool = False
+    ) -> Rate:
         """The share of images, of those both get right, that fool the target.
 
         Args:
             region: its name; may be left out if there is one.
             oracle: at some iterate, chosen with the target's help; else at the last.
+            aimed: only where it gives the class that the source was led to, at the last iterate: targeted transfer.
         """
-        hits = self._hits(source, target, region, oracle)
+        hits = self._hits(source, target, region, oracle, aimed)
         return Rate(sum(map(bool, hits)), sum(self.valid(source, target)))
 
     def white_box(self, source: str, region: str | None = None, what: Literal["left", "reached"] = "left") -> Rate:
@@ -91,13 +99,13 @@ class Transfer:
         counted = [k >= 0 for k, ok in zip(first, row["correct"][source], strict=True) if ok]
         return Rate(sum(counted), len(counted))
 
-    def mean(self, region: str | None = None, *, oracle: bool = False) -> Mean:
-        """The mean over pairs of the transfer rate.
+    def mean(self, region: str | None = None, *, oracle: bool = False, aimed: bool = False) -> Mean:
+        """The mean over pairs of the transfer rate; see `rate` for the arguments.
 
         Its interval is by bootstrap over images, each drawn with all its pairs: cells share images, so they are not
         independent.
         """
-        hits = [[float(h) for h in self._hits(s, t, region, oracle)] for s, t in self.pairs]
+        hits = [[float(h) for h in self._hits(s, t, region, oracle, aimed)] for s, t in self.pairs]
         return _over_images(hits, [self.valid(s, t) for s, t in self.pairs], self.seed)
 
     def ratio(
@@ -167,9 +175,11 @@ class Transfer:
         mine, other = (self._found(self._region(name), what) for name in (region, against))
         return [(a, b, valid) for (_, a, valid), (_, b, _) in zip(mine, other, strict=True)]
 
-    def _hits(self, source: str, target: str, region: str | None, oracle: bool) -> list[bool]:
+    def _hits(self, source: str, target: str, region: str | None, oracle: bool, aimed: bool) -> list[bool]:
         found = self._part(source, region)["to"][target]
-        hits = [k >= 0 for k in found["first"]] if oracle else found["fixed"]
+        hits = [k >= 0 for k in found["first"]] if oracle and not aimed else found["aimed" if aimed else "fixed"]
+        if hits is None and aimed and self.attack != "regional":
+            raise InputError("aimed", "False of an attack without a class to lead to", "True", "Ask for the others.")
         if hits is None:
             raise InputError("oracle", "True, since images were dropped at transfer", "False", "Run with stop='fixed'.")
         return [bool(hit and ok) for hit, ok in zip(hits, self.valid(source, target), strict=True)]
@@ -200,7 +210,7 @@ def collected(rows: Sequence[dict[str, Any]]) -> Transfer:
     """
     if not rows:
         raise InputError("rows", "at least one", "none", "Run transfer_row for a source.")
-    shared = ("models", "n", "seed", "steps", "step", "loss")
+    shared = ("models", "n", "seed", "attack", "steps", "step", "loss")
     for row in rows:
         for key in shared:
             if row[key] != rows[0][key]:

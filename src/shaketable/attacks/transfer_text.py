@@ -15,9 +15,13 @@ def matrices(found: "Transfer") -> str:
     for region in found.regions:
         first = found.rows[0]
         share = first["regions"][region]["area"]
-        how = f"{first['n']} images, {first['steps']} steps of {first['step']:.4f}"
+        regional = found.attack == "regional"
+        how = f"{first['steps']} steps of {first['step']:.4f}" if regional else found.attack
+        how = f"{first['n']} images, {how}"
         head = f"{region}: {100 * share:.1f} % of the pixels, {how}"
-        blocks.append("\n".join([head, *_matrix(found, region, False), *_matrix(found, region, True)]))
+        blocks.append(
+            "\n".join([head, *_matrix(found, region, False), *(_matrix(found, region, True) if regional else [])])
+        )
     note = (
         "Counted on images that both models get right; on the diagonal the attacked model itself leaves the true class."
     )

@@ -60,7 +60,8 @@ class _QuickConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weighty = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if weighty or not input.requires_grad or input.dim() != 4:
+        half = torch.is_autocast_enabled(input.device.type)
+        if weighty or half or not input.requires_grad or input.dim() != 4:
             return super()._conv_forward(input, weight, bias)
         return _Convolution.apply(input, weight, bias, self.stride, self.padding)  # pyright: ignore
 

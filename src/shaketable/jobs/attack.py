@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attacks import Evaluation, evaluate
 from ..attacks.eight_bit import EightBit, Survival, encoded, on_levels, rounded, surviving
+from ..attacks.half import HalfSearch
 from ..attacks.regions import mask_of
 from ..attacks.vulnerability import Vulnerability, vulnerability
 from ..core import Ball, ConfigError, generator
@@ -88,6 +89,7 @@ def attacked(subject: Subject, config: AttackConfig, progress: Progress) -> Atta
     mask = mask_of(config.region, model, x, y, generator(config.seed, "region"))
     within = replace(subject.within, mask=mask)
     attack: Any = InLoop(subject.attack) if config.rounding == "loop" else subject.attack
+    attack = HalfSearch(attack) if config.search == "bfloat16" else attack
     with progress.stage("attack", len(x)) as stage:
         result = evaluate(
             model, x, y, within=within, attack=attack, seed=config.seed, batch_size=config.batch_size, points=True,

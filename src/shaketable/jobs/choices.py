@@ -5,10 +5,12 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, ShaketableError
 from ..data import Dataset
+from ..files import sha256_of
 from ..models import ModelSpec
 from ..plugins import load, names_code, nearest
 
@@ -50,6 +52,21 @@ def choose(text: str, table: Mapping[str, Any], argument: str) -> Any:
     except Exception as error:
         found = f"{text}: {type(error).__name__}: {error}"
         raise ConfigError(argument, f"arguments that {name} takes", found, "Give what it asks for.") from error
+
+
+def code_of(text: str) -> str | None:
+    """The SHA-256 of the file that a choice names, of a user's own code; None of a choice of this package.
+
+    Raises:
+        ConfigError: code that is named by its module, whose file is not known, so that nobody could see that it changes.
+    """
+    name, _ = parse(text, "attack")
+    if not names_code(name):
+        return None
+    place = Path(name.rpartition(":")[0])
+    if place.suffix != ".py" or not place.is_file():
+        raise ConfigError("attack", "code in a file, file.py:name", repr(name), "Give the path of its file.")
+    return sha256_of(place)
 
 
 def parse(text: str, argument: str) -> tuple[str, dict[str, Any]]:

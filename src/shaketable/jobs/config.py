@@ -20,7 +20,7 @@ class EvaluateConfig(Settings):
     data: str = "fashion-mnist"
     """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
     split: Literal["train", "test", "all"] = "test"
-    """Which part of it."""
+    """Which part of it; of data without a test part, the test or training images that the run of MODEL drew from it."""
     count: int | None = Field(None, ge=1)
     """Evaluate so many images, drawn by class. Default: all."""
     attack: str = "pgd(steps=20)"
@@ -35,6 +35,8 @@ class EvaluateConfig(Settings):
     """Look for signs that the attack, and not the model, is what failed."""
     selftest: bool = False
     """Plant adversarial examples that are there for certain, and see if the attack finds them."""
+    search: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 may be faster; what it finds is confirmed in float32, and the difference measured on 100 images."""
     batch_size: int = Field(100, ge=1)
     """Images a batch."""
     architecture: str | None = None
@@ -50,7 +52,7 @@ class EvaluateConfig(Settings):
     trust: bool = False
     """Load a file even though loading it may run code."""
     out: Path = Path("runs/evaluate")
-    """Where the report goes."""
+    """Where the report goes, and every finished batch: the same command goes on where it was stopped."""
 
 
 class DemoConfig(Settings):

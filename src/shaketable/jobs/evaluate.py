@@ -8,24 +8,29 @@ import torch
 from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, Curve, Lints, SelfTest, curve, lint, selftest
+from ..attacks.half import Compared, HalfSearch, compared
 from ..attacks.regions import mask_of
 from ..core import Ball, ConfigError, generator
 from ..data import Dataset, open_dataset, parts_of
 from ..models import Contract, Loaded, ModelSpec, check, load
+from ..plugins import names_code
 from ..report import Report
 from ..runs import Progress, Quiet, Stage
 from .choices import choose, spec_for
 from .config import EvaluateConfig
+from .evaluate_kept import keeper_of
 from .ground import Ground, counted, prepare
 from .robustbench import write_entry
+from .run_images import Chosen, own_images
 
 CHECKED = 512  # images that the contract is checked on
 LINTED, TESTED = 300, 32  # images that lints choose from, and that the self-test plants at
+COMPARED = 100  # images on which a search in bfloat16 is compared with one in float32
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the images it is evaluated on, checked against each other."""
+    """A model and the images it is evaluated on, checked against each other; `note` says which images, where it must."""
 
     config: EvaluateConfig
     ground: Ground
@@ -34,6 +39,7 @@ class Subject:
     contract: Contract
     within: Ball
     attack: Attack
+    note: str = ""
 
     @property
     def attacked(self) -> bool:
@@ -52,9 +58,8 @@ def prepare_evaluation(config: EvaluateConfig) -> Subject:
     if not callable(attack):
         remedy = "Write a function or class with the signature of shaketable.attacks.Attack."
         raise ConfigError("attack", "something that can be called", type(attack).__name__, remedy)
-    parts = parts_of(config.data)
-    wanted = config.split if parts else "all"
-    data = open_dataset(config.data, split=wanted, size=config.size)
+    chosen = _images(config)
+    data = chosen.data
     if config.count is not None and config.count < len(data):
         rows = torch.randperm(len(data), generator=generator(config.seed, "count"))[: config.count]
         data = data.take(rows.sort().values)
@@ -71,7 +76,7 @@ def prepare_evaluation(config: EvaluateConfig) -> Subject:
     rows = torch.randperm(len(data), generator=generator(config.seed, "contract"))[:CHECKED]
     sample = data.batch(rows).to(ground.device)
     contract = check(loaded, sample.x, sample.y)
-    return Subject(config, ground, loaded, data, contract, within, cast(Attack, attack))
+    return Subject(config, ground, loaded, data, contract, within, cast(Attack, attack), chosen.note)
 
 
 @dataclass(frozen=True)
@@ -82,18 +87,25 @@ class Evaluated:
         curve: its accuracy at each radius.
         lints: None: they were not asked for, or nothing was attacked.
         selftest: likewise.
+        half: how far a search in bfloat16 is from one in float32, at the smallest radius; None without such a search.
+        kept: batches that an earlier run of the same evaluation had finished.
+        misfits: in what an attack of one's own does not keep to the interface; see `shaketable.testing.check_attack`.
     """
 
     curve: Curve
     lints: Lints | None
     selftest: SelfTest | None
+    half: Compared | None = None
+    kept: int = 0
+    misfits: tuple[str, ...] = ()
 
 
 def run(config: EvaluateConfig, *, progress: Progress | None = None) -> Report:
     """Evaluate and report. After a standard AutoAttack the folder has a robustbench.json too.
 
     Cost: `models.check` on 512 images, `attacks.curve`, and `attacks.lint` on 50 images unless --no-lints; with --selftest
-    `attacks.selftest` on 32. Checked by tests/end_to_end/test_evaluate.py and test_evaluate_lints.py.
+    `attacks.selftest` on 32; a search in bfloat16 is repeated in float32 on 100, and an attack of one's own runs through its
+    conformance suite on a small model. Checked by tests/end_to_end/test_evaluate.py and test_evaluate_lints.py.
     """
     from .evaluate_report import report
 
@@ -116,9 +128,11 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
     y = None
     if config.region is not None:
         within, x, y = _on_region(subject)
+    keeper = keeper_of(config, subject.loaded, data, subject.ground) if subject.attacked else None
+    searched = HalfSearch(attack) if config.search == "bfloat16" and subject.attacked else attack
     found = curve(
-        model, x, y, within=within, radii=config.eps, attack=attack, seed=config.seed, batch_size=config.batch_size,
-        progress=counted(stage),
+        model, x, y, within=within, radii=config.eps, attack=searched, seed=config.seed, batch_size=config.batch_size,
+        progress=counted(stage), kept=None if keeper is None else keeper.at,
     )  # fmt: skip
     if not subject.attacked or not max(config.eps) > 0:
         return Evaluated(found, None, None)
@@ -130,7 +144,21 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
     options: dict[str, Any] = {"within": replace(within, radius=radius), "attack": attack, "seed": config.seed}
     lints = lint(model, sample.x, sample.y, **options) if config.lints else None
     planted = selftest(model, sample.x[:TESTED], **options) if config.selftest else None
-    return Evaluated(found, lints, planted)
+    half = None if searched is attack else compared(model, sample.x[:COMPARED], sample.y[:COMPARED], **options)
+    return Evaluated(found, lints, planted, half, 0 if keeper is None else keeper.found, _misfits(subject))
+
+
+def _misfits(subject: Subject) -> tuple[str, ...]:
+    """What the conformance suite has against an attack of the user's own."""
+    from ..testing import ConformanceError, check_attack
+
+    if not names_code(subject.config.attack.partition("(")[0].strip()):
+        return ()
+    try:
+        check_attack(subject.attack, norms=(subject.config.norm,), strong=False)
+    except ConformanceError as error:
+        return tuple(f"{check}: {reason}" for check, reason in error.failures.items())
+    return ()
 
 
 def _on_region(subject: Subject) -> tuple[Ball, Dataset | Tensor, Tensor | None]:
@@ -145,6 +173,21 @@ def _on_region(subject: Subject) -> tuple[Ball, Dataset | Tensor, Tensor | None]
     parts = [data.batch(rows).to(device) for rows in torch.arange(len(data)).split(config.batch_size)]
     masks = [cast(Tensor, mask_of(config.region, model, part.x, part.y, source)) for part in parts]
     return replace(within, mask=torch.cat(masks)), torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
+
+
+def _images(config: EvaluateConfig) -> Chosen:
+    """The part that is asked for: the data's own, else that of the model's run, else all images, which the report says."""
+    own = None if config.split == "all" else own_images(config.model, config.data, config.split, size=config.size)
+    if own is not None:
+        return own
+    parts = parts_of(config.data)
+    data = open_dataset(config.data, split=config.split if parts else "all", size=config.size)
+    if parts or config.split == "all":
+        return Chosen(data)
+    return Chosen(
+        data, f"{data.name} has no parts, and no run of the model on it is known: these are all of its images, and those "
+        "among them that the model was trained on, if there are any, raise its accuracy.",
+    )  # fmt: skip
 
 
 def _spec(config: EvaluateConfig, data: Dataset) -> ModelSpec | None:

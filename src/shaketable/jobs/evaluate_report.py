@@ -53,13 +53,16 @@ def report(subject: Subject, found: Evaluated) -> Report:
             models={loaded.name: loaded.sha256} if loaded.sha256 else {},
             data={subject.data.name: subject.data.fingerprint},
         ),
-        volatile=elapsed_since(subject.ground.started),
+        volatile=elapsed_since(subject.ground.started).model_copy(
+            update={"extra": {"batches kept from before": found.kept}}
+        ),
     )
 
 
 def _summary(subject: Subject, found: Evaluated) -> tuple[str, ...]:
     config, clean = subject.config, found.curve.clean
     lines = [f"{subject.loaded.name} is right on {100 * clean.value:.1f} % of {clean.n} images of {subject.data.name}."]
+    lines += [subject.note] if subject.note else []
     if not subject.attacked:
         return (*lines, "It was not attacked: it has no gradients. An attack that needs none: --attack square.")
     where = "" if config.region is None else f" in {config.region}"
@@ -76,6 +79,8 @@ def _summary(subject: Subject, found: Evaluated) -> tuple[str, ...]:
     if found.lints is not None and not found.lints.passed:
         names = ", ".join(check.code for check in found.lints.checks if not check.passed)
         lines.append(f"Do not believe it yet: the evaluation itself failed the checks {names}.")
+    if found.half is not None:
+        lines.append(f"The search was in bfloat16, each success confirmed in float32: {found.half}.")
     if found.selftest is not None:
         lines.append(
             f"Self-test: the attack found {found.selftest.found.hits} of {found.selftest.found.n} planted points."
@@ -184,6 +189,10 @@ def _findings(subject: Subject, found: Evaluated) -> tuple[Finding, ...]:
     for f in (*(found.lints.findings if found.lints else ()), *([found.selftest.finding] if found.selftest else [])):
         if f is not None and f.code not in known and not known & set(_SAME.get(f.code, ())):
             made.append(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy))
+    if found.misfits:
+        message = f"{subject.config.attack} does not keep to the interface of attacks: {'; '.join(found.misfits)}."
+        remedy = "Mend it; shaketable.testing.check_attack shows the same."
+        made.append(Finding(level="finding", code="conformance", message=message, remedy=remedy))
     if not subject.attacked and "no-gradient" not in known:
         message = "The model has no gradients, so the attack was skipped; its robust accuracy is not known."
         made.append(Finding(level="finding", code="no-gradient", message=message, remedy="Give its PyTorch form."))

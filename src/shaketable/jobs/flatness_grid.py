@@ -81,7 +81,7 @@ def of_recipe(config: FlatnessStudyConfig, *, progress: Progress | None = None) 
     tests/end_to_end/test_flatness_study.py: interrupted, run again, with other numbers of workers.
     """
     started, where = datetime.now(UTC), str(config.recipe)
-    study = prepare_study(_study_config(config))
+    study = prepare_study(_study_config(config), finals=False)
     plan = plan_of(study.recipe, where)
     chosen_of(plan.config)  # refused now, if it is, and not after the trainings
     outcomes = execute(study.runs, study.wanted, workers=study.config.workers, progress=progress)
@@ -133,9 +133,10 @@ def _report(grid: Grid, facts: Mapping[str, Any], volatile: Volatile) -> Report:
     notes = (*study_findings.findings(grid.study), *_failures(grid), *findings(grid.analysis))
     contrasts, command = grid.contrasts, command_of(grid.config)
     said = contrast_sentences(contrasts) if contrasts else ()
+    text = recipe.model_dump(mode="json", exclude_none=True)
     content = flatness_study_record.record(
         grid.analysis, title=recipe.title, command=command, environment=facts, volatile=volatile,
-        extra={"recipe": recipe.model_dump(mode="json"), "contrasts": None if contrasts is None else asdict(contrasts)},
+        extra={"recipe": text, "contrasts": None if contrasts is None else asdict(contrasts)},
     )  # fmt: skip
     flatness_study_record.write(grid.config.reports, content)
     first = headline(found)[: 6 if contrasts is None else 4]
@@ -158,7 +159,7 @@ def _report(grid: Grid, facts: Mapping[str, Any], volatile: Volatile) -> Report:
             _measured_section(grid),
         ),
         command=command,
-        config={**settings_of(grid.config), "recipe": recipe.model_dump(mode="json")},
+        config={**settings_of(grid.config), "recipe": text},
         environment=dict(facts),
         seeds={"bootstrap": grid.config.seed, "flatness": grid.plan.table.seed},
         hashes=Hashes(models={f.row.name: f.sha256 for f in measured.found}, data=dict(measured.data)),

@@ -12,9 +12,9 @@ from .flatness import CELLS, Job, Measured
 from .flatness_charts import RUN, along_charts, model_charts, radius_charts
 from .flatness_config import FlatnessConfig
 from .flatness_findings import findings
-from .flatness_subjects import folder_of
 from .flatness_text import group_of, how, is_curvature, is_run, name_of, over, radius_of, sentences, title_of
 from .ground import config_of
+from .run_images import folder_of
 
 HEADLINE, FEW = 6, 12  # metrics in the headline, and in all, on the page beside the table
 

@@ -1,6 +1,5 @@
 """Which models and images `shaketable flatness` measures: checkpoints of a run, its own training images, checked to fit."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -8,16 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from ..core import ConfigError, ModelError, generator
-from ..data import Dataset, open_dataset, open_parts, parts_of, split
+from ..data import Dataset, open_dataset, open_parts, parts_of
 from ..data.splits import stratified_order
 from ..models import RUN_FILES, Contract, Loaded, check, is_checkpoint, read_manifest
 from .flatness_cells import ImagePlace, ModelPlace, model_hash
 from .flatness_config import FlatnessConfig
 from .kept_epochs import FOLDER, kept
+from .run_images import Drawn, drawn, same_data, splits_of, training_of
 from .train_config import TrainConfig
 
 CHECKED = 512  # images that the contract is checked on
@@ -116,19 +115,6 @@ def epoch_of(path: Path) -> int | None:
     return epoch if isinstance(epoch, int) else None
 
 
-def folder_of(path: Path) -> Path:
-    """The folder of the run that a model is in, if it is in one."""
-    return path if path.is_dir() else path.parent.parent if path.parent.name == FOLDER else path.parent
-
-
-def training_of(path: Path) -> TrainConfig | None:
-    """The options of the training in whose folder a model is; None if it is in none."""
-    try:
-        return TrainConfig(**json.loads((folder_of(path) / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, ValidationError):
-        return None
-
-
 def images_of(config: FlatnessConfig, source: Source, part: PartName) -> Images:
     """The first `count` images of a split; of a run on the same data, its own split.
 
@@ -139,33 +125,29 @@ def images_of(config: FlatnessConfig, source: Source, part: PartName) -> Images:
         ConfigError: training images of data that is not divided, by a model whose training is not known.
         ShaketableError: see `data.open_dataset`.
     """
-    run = source.run if source.run is not None and _same_data(config.data, source.run.data) else None
-    kept = None if run is None else (run.train_count, run.validation_count, run.test_count, run.seed)
-    return _images(config.data, config.size, config.count, config.seed, part, kept)
+    run = source.run if source.run is not None and same_data(config.data, source.run.data) else None
+    own = None if run is None else drawn(run)
+    return _images(config.data, config.size, config.count, config.seed, part, own)
 
 
 @lru_cache(maxsize=8)
 def _images(
-    source: str, size: int | None, count: int | None, seed: int, part: PartName,
-    run: tuple[int | None, int, int | None, int] | None,
+    source: str, size: int | None, count: int | None, seed: int, part: PartName, run: Drawn | None
 ) -> Images:  # fmt: skip
     parts, note = parts_of(source), ""
     within: str = part if parts else "all"
     data = open_dataset(source, split=within, size=size)  # pyright: ignore[reportArgumentType]
     rows = torch.arange(len(data))
     if run is not None and (part == "train" or not parts):
-        opened = open_parts(source, size=size)
-        splits = split(
-            opened.train, opened.test, train_count=run[0], validation_count=run[1], test_count=run[2], seed=run[3]
-        )
+        splits = splits_of(run, open_parts(source, size=size))
         rows, note = splits.indices[part], f"the run's own {part} images"
     elif part == "train" and not parts:
         remedy = "Give the folder of the run, or --split test for all images."
         raise ConfigError("split", "a training that is known, or data with a train part", "neither", remedy)
     elif part == "train":
         note = "which images the model was trained on is not known: the train part of the data was taken"
-    rows, drawn = _first(data, rows, count, seed)
-    note = "; ".join(text for text in (note, drawn) if text)
+    rows, chosen = _first(data, rows, count, seed)
+    note = "; ".join(text for text in (note, chosen) if text)
     place = ImagePlace(source, within, tuple(rows.tolist()), size)
     return Images(part, place, data.take(rows), note)
 
@@ -216,7 +198,3 @@ def _constant(loaded: Loaded, x: Tensor) -> bool:
     with torch.no_grad():
         found = {int(label) for part in x.split(64) for label in loaded.model(part).argmax(1)}
     return len(found) == 1
-
-
-def _same_data(a: str, b: str) -> bool:
-    return a == b or (Path(a).exists() and Path(b).exists() and Path(a).resolve() == Path(b).resolve())

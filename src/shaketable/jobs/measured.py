@@ -19,6 +19,11 @@ QUANTITIES: dict[str, str] = {
 }
 """Key -> the name of its metric in the report of a training; on whole splits, the test split unless it says otherwise."""
 
+FINAL = "robust_final"
+"""Key of a last epoch's robust accuracy in the report of its evaluation by a study (see `study_finals`)."""
+
+FINAL_NAME = "Robust accuracy, last epoch, final attack"
+
 CURVES = ("robust loss", "robust accuracy", "clean loss", "clean accuracy")
 """The learning curves that the report of a training has, by the titles of their charts."""
 
@@ -36,8 +41,8 @@ class Measured:
     """The numbers of one training.
 
     Args:
-        metrics: key of `QUANTITIES` -> the metric, with its count and interval; "best" ones only where there was a rule
-            for the best epoch.
+        metrics: key of `QUANTITIES`, or `FINAL`, -> the metric, with its count and interval; "best" ones only where there
+            was a rule for the best epoch.
         curves: name of `CURVES` -> split -> the curve, on the slices of the learning curves.
         codes: of the report's findings that are no mere notes.
     """
@@ -53,12 +58,13 @@ class Measured:
 
 
 def measured_of(report: Report) -> Measured:
-    """The numbers in the report of a training; whatever it does not have is left out.
+    """The numbers in the report of a training, or of its model's evaluation by a study; whatever it does not have is left out.
 
     Checked by tests/jobs/test_study.py, on the report of a real training.
     """
     named = {metric.name: metric for section in report.sections for metric in section.metrics}
-    metrics = {key: named[name] for key, name in QUANTITIES.items() if name in named}
+    names = {FINAL: "Robust accuracy"} if report.verb == "evaluate" else QUANTITIES
+    metrics = {key: named[name] for key, name in names.items() if name in named}
     curves: dict[str, dict[str, Curve]] = {}
     for chart in (chart for section in report.sections for chart in section.charts):
         if chart.title.lower() in CURVES and not chart.categorical:

@@ -14,9 +14,10 @@ from ..data import UNLABELLED, Dataset, open_unlabelled, parts_of, write_pseudol
 from ..report import Finding, Report
 from ..runs import Progress, Quiet
 from .ground import Ground, counted, prepare
-from .left_over import drawn_by, left_over, run_folder
+from .left_over import left_over
 from .matching import Match, match
 from .pseudolabel_config import PseudolabelConfig
+from .run_images import drawn_by, run_folder, same_data
 
 FILE = "pseudolabelled.npz"
 
@@ -167,7 +168,7 @@ def _choose(config: PseudolabelConfig) -> Chosen:
         raise ConfigError("data", "images to label, since MODEL is no run's folder", "none", remedy)
     data = open_unlabelled(source, split=config.part, size=config.size)
     findings = []
-    if own is not None and _same(own, source) and config.part in ("all", "train"):
+    if own is not None and same_data(own, source) and config.part in ("all", "train"):
         findings.append(_trained_on("some of these images"))
     if config.part in ("all", "test") and data.classes != UNLABELLED and "test" in parts_of(source):
         message = "Test images are among them: what is trained on this file must not be evaluated on these."
@@ -189,11 +190,6 @@ def _data_of(folder: Path) -> str | None:
         return drawn_by(folder).data
     except ConfigError:
         return None
-
-
-def _same(a: str, b: str) -> bool:
-    """Whether two sources are one."""
-    return a == b or Path(a).resolve() == Path(b).resolve()
 
 
 def _unverified() -> Finding:

@@ -25,7 +25,8 @@ def entry_of(subject: "Subject", found: "Evaluated") -> dict[str, Any] | None:
     Accuracies are texts in % with two digits, eps as it stands on the command line's report, of the largest radius.
     """
     config, attack = subject.config, subject.attack
-    if not isinstance(attack, AutoAttack) or attack.version != "standard" or config.region is not None:
+    exact = config.search == "float32" and config.region is None
+    if not isinstance(attack, AutoAttack) or attack.version != "standard" or not exact:
         return None
     spec = subject.loaded.spec
     return {

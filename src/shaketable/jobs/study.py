@@ -12,8 +12,10 @@ from ..plugins import nearest
 from ..report import Report, elapsed_since, environment
 from ..runs import Progress, duration
 from . import study_record
+from .config import EvaluateConfig
 from .ground import config_of
 from .study_config import StudyConfig
+from .study_finals import check_final, final_name
 from .study_plan import Run, run_name, runs_of
 from .study_recipe import Recipe, read
 from .study_runs import Outcome, execute, outcome_of
@@ -76,8 +78,11 @@ class StudyEstimate:
         return "\n".join(lines)
 
 
-def prepare_study(config: StudyConfig) -> Study:
+def prepare_study(config: StudyConfig, *, finals: bool = True) -> Study:
     """Read the recipe and check every run before any begins.
+
+    Args:
+        finals: whether the recipe's table [final] counts.
 
     Raises:
         ConfigError: a recipe that cannot be (see `study_recipe.read`); a choice of a cell that is unknown; names in --only
@@ -85,6 +90,7 @@ def prepare_study(config: StudyConfig) -> Study:
         DataError: a data set that is not there.
     """
     recipe = read(config.recipe)
+    recipe = recipe if finals else recipe.model_copy(update={"final": None})
     where = str(config.recipe)
     runs = runs_of(recipe, config.folder, where)
     _check_choices(runs, recipe.seeds[0], where)
@@ -142,7 +148,7 @@ def estimate(config: StudyConfig, timed: Callable[[TrainConfig], Any]) -> StudyE
 
 
 def _wanted(only: Sequence[str], recipe: Recipe, runs: Mapping[str, Run]) -> list[str]:
-    """The names of the runs that are asked for, those that they need among them, in the study's order."""
+    """The names of the runs that are asked for, with those that they need and that evaluate them, in the study's order."""
     seeds = {str(seed): seed for seed in recipe.seeds}
     for word in only:
         if word not in recipe.cells and word not in seeds:
@@ -160,6 +166,8 @@ def _wanted(only: Sequence[str], recipe: Recipe, runs: Mapping[str, Run]) -> lis
     for seed in chosen:
         for cell in cells:
             want(run_name(cell, seed))
+            if (final := run_name(final_name(cell), seed)) in runs:
+                want(final)
     return [name for name in runs if name in wanted]
 
 
@@ -168,11 +176,14 @@ def _check_choices(runs: Mapping[str, Run], seed: int, where: str) -> None:
     from .train_plan import plan_of
 
     for run in runs.values():
-        if run.seed != seed or not isinstance(run.config, TrainConfig):
+        if run.seed != seed:
             continue
         try:
-            plan_of(run.config)
-            parts_of(run.config.data)
+            if isinstance(run.config, TrainConfig):
+                plan_of(run.config)
+                parts_of(run.config.data)
+            elif isinstance(run.config, EvaluateConfig):
+                check_final(run.config)
         except ShaketableError as error:
-            place = f"{where}: cells.{run.cell.name}: {error.argument}"
+            place = f"{where}: {run.cell.place}: {error.argument}"
             raise type(error)(place, error.expected, error.found, error.remedy) from error

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..report import Chart, Series
+from .measured import FINAL
 from .study_recipe import Recipe
 from .study_summary import CellResult, Comparison, Difference, Measure, Summary, mean_curve
 
@@ -43,6 +44,7 @@ def cell_bars(cells: Sequence[CellResult]) -> tuple[Chart, ...]:
     for key, title, label in (
         ("gap", "Robust gap of each cell", "robust loss, test minus training"),
         ("robust_last", "Robust accuracy of each cell, last epoch", "robust accuracy, %"),
+        (FINAL, "Robust accuracy of each cell, last epoch, final attack", "robust accuracy, %"),
     ):
         known = [(cell.name, cell.means[key]) for cell in cells if key in cell.means]
         if not known:

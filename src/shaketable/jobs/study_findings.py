@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..report import Finding
 from .study import Found
+from .study_finals import VERB as FINAL_VERB
 from .study_runs import Outcome
 
 FEW_SEEDS = 3
@@ -55,8 +56,12 @@ def _of_runs(found: Found) -> Iterator[Finding]:
 
 def _mixed(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
     """Runs that were not all made in one place."""
-    places = [o.report.environment for o in outcomes.values() if o.report is not None]
-    differing = [key for key in _MACHINE if len({str(place.get(key)) for place in places}) > 1]
+    ended = [(o.run.cell.verb, o.report.environment) for o in outcomes.values() if o.report is not None]
+    finals = [place for verb, place in ended if verb == FINAL_VERB]  # which may be made long after the trainings
+    rest = [place for verb, place in ended if verb != FINAL_VERB]
+    differing = [
+        key for key in _MACHINE if any(len({str(place.get(key)) for place in places}) > 1 for places in (rest, finals))
+    ]
     if differing:
         message = f"The runs were not all made in one place: {', '.join(differing)} differ."
         remedy = "Differences between cells may be differences between machines: run the study in one place."

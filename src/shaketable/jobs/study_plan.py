@@ -78,7 +78,7 @@ def _pattern(text: str, seed: int) -> str:
 
 def _configured(cell: Cell, seed: int, out: Path, folder: Path, where: str) -> Settings:
     kind = VERBS[cell.verb]
-    place = f"{where}: cells.{cell.name}"
+    place = f"{where}: {cell.place}"
     for key in cell.options:
         if key in _SET:
             raise ConfigError(

@@ -14,8 +14,9 @@
 
 A cell may need another one: `{teacher}` in an option is that cell's folder for the same seed. `verb = "pseudolabel"` makes
 a cell of that verb, which takes of the base the device and the threads alone; `hidden = true` keeps a cell out of the
-tables. `[[curves]]` says which cells share a chart. `[flatness]` and `[models.NAME]` are for `shaketable study flatness`,
-which checks them (see `flatness_recipe`).
+tables. `[[curves]]` says which cells share a chart. `[final]` holds options of `shaketable evaluate`, by which the last
+epoch's model of every training that is shown is evaluated as well (see `study_finals`). `[flatness]` and `[models.NAME]`
+are for `shaketable study flatness`, which checks them (see `flatness_recipe`).
 """
 
 import json
@@ -30,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ..core.errors import ConfigError
 from ..plugins import nearest
+from .study_finals import VERB as FINAL_VERB
+from .study_finals import final_name, final_options
 from .study_verbs import MACHINE, VERBS
 
 Title = Annotated[str, StringConstraints(min_length=1)]
@@ -70,6 +73,7 @@ class Recipe(Strict):
     cells: Annotated[dict[CellName, dict[str, Any]], Field(min_length=1)]
     compare: tuple[Compare, ...] = ()
     curves: tuple[Curves, ...] = ()
+    final: dict[str, Any] | None = None
     flatness: dict[str, Any] = Field(default_factory=dict)
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -91,6 +95,11 @@ class Cell:
     options: Mapping[str, Any]
     hidden: bool
     needs: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Where in the recipe its options are from, for errors."""
+        return "final" if self.verb == FINAL_VERB else f"cells.{self.name}"
 
 
 def read(path: Path) -> Recipe:
@@ -127,16 +136,32 @@ def cells_of(recipe: Recipe, where: str = "recipe") -> dict[str, Cell]:
             raise ConfigError(f"{where}: cells.{name}", "a name that is no number", name, "Seeds are numbers.")
         options = dict(given)
         verb, hidden = options.pop("verb", "train"), options.pop("hidden", False)
-        if verb not in VERBS:
-            raise ConfigError(
-                f"{where}: cells.{name}.verb", f"one of {', '.join(VERBS)}", repr(verb), nearest(verb, VERBS)
-            )
+        known = [verb for verb in VERBS if verb != FINAL_VERB]
+        if verb not in known:
+            remedy = "Write a table [final]." if verb == FINAL_VERB else nearest(verb, known)
+            raise ConfigError(f"{where}: cells.{name}.verb", f"one of {', '.join(known)}", repr(verb), remedy)
         if not isinstance(hidden, bool):
             raise ConfigError(f"{where}: cells.{name}.hidden", "true or false", repr(hidden), "Write hidden = true.")
         base = {key: value for key, value in recipe.base.items() if verb == "train" or key in MACHINE}
         options = {key.replace("-", "_"): value for key, value in (base | options).items()}
-        cells[name] = Cell(name, verb, options, hidden, _needs(name, options, recipe, where))
+        cells[name] = Cell(name, verb, options, hidden, _needs(f"cells.{name}", options, recipe, where))
+    cells |= _finals(cells, recipe, where)
     return {name: cells[name] for name in _in_order(cells, where)}
+
+
+def _finals(cells: Mapping[str, Cell], recipe: Recipe, where: str) -> dict[str, Cell]:
+    """The cells that the table [final] adds: one for each training that is shown."""
+    made: dict[str, Cell] = {}
+    for cell in cells.values() if recipe.final is not None else ():
+        if cell.verb != "train" or cell.hidden:
+            continue
+        name = final_name(cell.name)
+        if name in cells:
+            remedy = "Rename the cell."
+            raise ConfigError(f"{where}: cells.{name}", f"another name: [final] evaluates {cell.name} so", name, remedy)
+        options = final_options(cell.name, cell.options, recipe.final or {}, where)
+        made[name] = Cell(name, FINAL_VERB, options, True, _needs("final", options, recipe, where))
+    return made
 
 
 def refusal(place: str, error: ValidationError, kind: type[BaseModel]) -> ConfigError:
@@ -160,7 +185,7 @@ def _fields(kind: type[BaseModel], steps: list[str]) -> Iterable[str]:
     return (inner.get(steps[0], kind) if steps and kind is Recipe else kind).model_fields
 
 
-def _needs(name: str, options: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[str, ...]:
+def _needs(place: str, options: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[str, ...]:
     """The cells that a cell's options name."""
     found: dict[str, None] = {}
     for key, value in options.items():
@@ -168,9 +193,7 @@ def _needs(name: str, options: Mapping[str, Any], recipe: Recipe, where: str) ->
             for needed in REFERENCE.findall(text) if isinstance(text, str) else ():
                 if needed not in recipe.cells:
                     remedy = nearest(needed, recipe.cells)
-                    raise ConfigError(
-                        f"{where}: cells.{name}.{key}", "the name of a cell in braces", repr(value), remedy
-                    )
+                    raise ConfigError(f"{where}: {place}.{key}", "the name of a cell in braces", repr(value), remedy)
                 found[needed] = None
     return tuple(found)
 

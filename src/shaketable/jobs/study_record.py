@@ -14,10 +14,10 @@ from ..files import write_atomically
 from ..report import Volatile
 from ..stats import Mean
 from .ground import config_of
-from .measured import QUANTITIES, Curve, Measured
+from .measured import FINAL, FINAL_NAME, QUANTITIES, Curve, Measured
 from .study_recipe import Recipe
 from .study_runs import Outcome
-from .study_summary import MEASURES, CellResult, Comparison, Difference, Summary
+from .study_summary import CellResult, Comparison, Difference, Summary, measures_of
 from .study_verbs import identity
 
 FORMAT = 1
@@ -36,16 +36,17 @@ def record(
     Numbers that JSON cannot hold (the interval of one seed) are null.
     """
     configs = {o.run.cell.name: _config_of(o) for o in reversed(list(outcomes.values()))}  # of the first seed
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     return {
         "format": FORMAT,
         "title": recipe.title,
         "question": recipe.question,
-        "recipe": {"sha256": hashlib.sha256(source.read_bytes()).hexdigest(), **recipe.model_dump(mode="json")},
+        "recipe": {"sha256": sha256, **recipe.model_dump(mode="json", exclude_none=True)},
         "command": command,
         "commit": commit(),
         "environment": dict(environment),
-        "quantities": QUANTITIES,
-        "units": {measure.key: measure.unit for measure in MEASURES},
+        "quantities": QUANTITIES | ({} if recipe.final is None else {FINAL: FINAL_NAME}),
+        "units": {measure.key: measure.unit for measure in measures_of(recipe)},
         "cells": {name: _cell(cell, configs[name]) for name, cell in summary.cells.items()},
         "comparisons": [_comparison(c) for c in summary.comparisons],
         "volatile": {

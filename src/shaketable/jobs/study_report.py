@@ -13,11 +13,13 @@ from ..report import (
     mean_metric,
     verdict_of,
 )
+from .measured import FINAL
 from .study import Found
 from .study_charts import cell_bars, curve_charts, difference_chart
+from .study_finals import final_words
 from .study_findings import findings
 from .study_recipe import Cell, cells_of
-from .study_summary import MEASURES, Comparison, Difference, Measure, Summary
+from .study_summary import MEASURES, Comparison, Difference, Measure, Summary, measures_of
 
 _HEADLINES = 6
 _SPELT_OUT = 4  # comparisons whose numbers the summary's sentences give; tables give all
@@ -33,6 +35,7 @@ def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report
     recipe, summary = found.study.recipe, found.summary
     notes = findings(found)
     reports = {name: o.report for name, o in found.outcomes.items() if o.report is not None}
+    trained = {name: r for name, r in reports.items() if r.verb == "train"}
     return Report(
         verb="study",
         title=recipe.title,
@@ -41,16 +44,16 @@ def report(found: Found, facts: Mapping[str, Any], volatile: Volatile) -> Report
         headline=_headline(summary),
         findings=notes,
         sections=(
-            *(section for measure in MEASURES if (section := _measure_section(measure, summary)) is not None),
+            *(section for measure in MEASURES if (section := _measure_section(measure, found)) is not None),
             _cells_section(found),
             *_curves_sections(found),
             _runs_section(found),
         ),
         command=found.study.command,
-        config=recipe.model_dump(mode="json"),
+        config=recipe.model_dump(mode="json", exclude_none=True),
         environment=dict(facts),
         seeds={f"seed {k}": seed for k, seed in enumerate(recipe.seeds)},
-        hashes=Hashes(models={n: r.hashes.models["last"] for n, r in reports.items() if "last" in r.hashes.models}),
+        hashes=Hashes(models={n: r.hashes.models["last"] for n, r in trained.items() if "last" in r.hashes.models}),
         volatile=volatile.model_copy(
             update={"extra": {"seconds of runs": {n: r.volatile.seconds for n, r in reports.items()}}}
         ),
@@ -74,11 +77,11 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _sentences(summary: Summary) -> tuple[str, ...]:
-    """For each of three measures: where the interval of the difference excludes 0, and where it does not."""
+    """For each of the main measures: where the interval of the difference excludes 0, and where it does not."""
     lines: list[str] = []
     words = {"lower": "lower in", "higher": "higher in", "open": "not told apart in"}
     brief = len(summary.comparisons) > _SPELT_OUT
-    for measure in (m for m in MEASURES if m.key in ("gap", "loss_last", "robust_last")):
+    for measure in (m for m in MEASURES if m.key in ("gap", "loss_last", "robust_last", FINAL)):
         groups: dict[str, list[str]] = {"lower": [], "higher": [], "open": []}
         for comparison in summary.comparisons:
             found = comparison.differences.get(measure.key)
@@ -123,9 +126,10 @@ def _metric(comparison: Comparison, measure: Measure) -> Metric:
     return mean_metric(f"{name}: {comparison.compare.name}", found.mean, unit=measure.unit, note=note)
 
 
-def _measure_section(measure: Measure, summary: Summary) -> Section | None:
+def _measure_section(measure: Measure, found: Found) -> Section | None:
     """One measure: a chart and a table of its differences; None without any."""
-    known = [(c, c.differences[measure.key]) for c in summary.comparisons if measure.key in c.differences]
+    comparisons = found.summary.comparisons
+    known = [(c, c.differences[measure.key]) for c in comparisons if measure.key in c.differences]
     if not known:
         return None
     rows: tuple[Any, ...] = tuple(
@@ -147,7 +151,15 @@ def _measure_section(measure: Measure, summary: Summary) -> Section | None:
         note="Paired by seed; 95 % Student intervals over the seeds. p: two-sided, Student's paired test; Holm's adjusts for "
         f"the {len(known)} comparisons of this table.",
     )
-    return Section(title=measure.name, charts=(difference_chart(measure, known),), tables=(table,))
+    text = _final_words(found) if measure.key == FINAL else ""
+    return Section(title=measure.name, text=text, charts=(difference_chart(measure, known),), tables=(table,))
+
+
+def _final_words(found: Found) -> str:
+    """By which attack the last epochs were evaluated, on how many images; nothing without a table [final]."""
+    final, measured = found.study.recipe.final, [m for c in found.summary.cells.values() for m in c.measured.values()]
+    counts = [m.metrics[FINAL].n for m in measured if FINAL in m.metrics]
+    return "" if final is None else final_words(final, [count for count in counts if count is not None])
 
 
 def _short(p: float | None) -> float | None:
@@ -158,10 +170,11 @@ def _short(p: float | None) -> float | None:
 def _cells_section(found: Found) -> Section:
     """Every cell's means: losses in one table, shares in another."""
     shown = [cell for cell in found.summary.cells.values() if not cell.hidden]
+    measures = measures_of(found.study.recipe)
     tables: list[Table] = []
     for title, chosen in (
-        ("Losses, means over the seeds", [m for m in MEASURES if not m.unit]),
-        ("Accuracies in %, means over the seeds", [m for m in MEASURES if m.unit]),
+        ("Losses, means over the seeds", [m for m in measures if not m.unit]),
+        ("Accuracies in %, means over the seeds", [m for m in measures if m.unit]),
     ):
         rows: tuple[Any, ...] = tuple(
             (cell.name, len(cell.measured), *(cell.means.get(measure.key) for measure in chosen)) for cell in shown
@@ -196,7 +209,9 @@ def _runs_section(found: Found) -> Section:
     table = Table(title="Cells and their runs", columns=("Cell", "Options", "Ended", "Failed", "Not run"), rows=rows)
     base = ", ".join(f"{key} {value}" for key, value in recipe.base.items())
     notes = "\n\n".join(" ".join(part.split()) for part in recipe.notes.split("\n\n"))
-    text = f"Options of all cells: {base or 'the defaults'}.\n\n{notes}"
+    text = "\n\n".join(
+        [f"Options of all cells: {base or 'the defaults'}.", *filter(None, [_final_words(found)]), notes]
+    )
     return Section(title="What was run", text=text, tables=(table,))
 
 

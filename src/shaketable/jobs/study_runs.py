@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..files import write_atomically
+from ..files import sha256_of, write_atomically
 from ..report import Report
 from ..runs import Interrupted, Progress, Quiet, interrupts
-from .measured import measured_of
+from .config import EvaluateConfig
+from .measured import FINAL, measured_of
+from .study_finals import VERB as FINAL_VERB
 from .study_plan import Run
 from .study_pool import Pool
 from .study_verbs import finished
@@ -30,6 +33,8 @@ def outcome_of(run: Run) -> Outcome:
     report = finished(run.folder, run.cell.verb)
     if report is not None and run.cell.verb == "train" and measured_of(report).value("loss_last") is None:
         report = None  # of a version that did not measure it; going on with the run makes it again, at once
+    if report is not None and isinstance(run.config, EvaluateConfig) and _of_another_model(run.config, report):
+        report = None
     return Outcome(run, report)
 
 
@@ -54,7 +59,7 @@ def execute(
     Checked by tests/jobs/test_study_runs.py: kills, failures, one and several workers.
     """
     outcomes = {name: outcome_of(run) for name, run in runs.items()}
-    waiting = [name for name in wanted if outcomes[name].report is None]
+    waiting = [name for name in wanted if _due(runs[name], outcomes)]
     total, pool = len(waiting), Pool(workers)
     try:
         with interrupts() as requests, (progress or Quiet()).stage("study", max(total, 1)) as stage:
@@ -76,6 +81,19 @@ def execute(
     finally:
         pool.kill()
     return outcomes
+
+
+def _of_another_model(config: EvaluateConfig, report: Report) -> bool:
+    """Whether the model that was evaluated is not the one that is there now."""
+    path = Path(config.model)
+    return path.is_file() and sha256_of(path) not in report.hashes.models.values()
+
+
+def _due(run: Run, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether a run is to be made: it has no report, or it evaluated a model that will be trained now."""
+    own = outcomes[run.name].report
+    lost = run.cell.verb == FINAL_VERB and any(outcomes[need].report is None for need in run.needs)
+    return own is None or lost
 
 
 def _ready(waiting: Sequence[str], outcomes: Mapping[str, Outcome], pool: Pool) -> list[str]:
@@ -108,5 +126,6 @@ def _ended(run: Run, error: str | None) -> Outcome:
 def _note(outcome: Outcome) -> str:
     if outcome.report is None:
         return f"{outcome.run.name} failed"
-    robust = measured_of(outcome.report).value("robust_last")
+    measured = measured_of(outcome.report)
+    robust = measured.value(FINAL if outcome.run.cell.verb == FINAL_VERB else "robust_last")
     return outcome.run.name if robust is None else f"{outcome.run.name}: robust accuracy {100 * robust:.1f} %"

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..stats import Mean, holm, mean, paired
-from .measured import Curve, Measured, measured_of
+from .measured import FINAL, FINAL_NAME, Curve, Measured, measured_of
+from .study_finals import final_name
 from .study_recipe import Compare, Recipe
 from .study_runs import Outcome
 
@@ -15,7 +16,7 @@ class Measure:
     """A number that cells are compared by.
 
     Args:
-        key: of `measured.QUANTITIES`.
+        key: of `measured.QUANTITIES`, or `measured.FINAL`.
         name: as tables and charts have it.
         unit: "points" for shares, which are then counted in hundredths, or "" for losses.
         better: which sign of a difference is the wanted one; 0 for neither.
@@ -37,10 +38,11 @@ MEASURES = (
     Measure("loss_last", "Robust test loss, last epoch", "", -1),
     Measure("overfitting", "Robust overfitting (test loss, last minus best epoch)", "", -1),
     Measure("robust_last", "Robust accuracy, last epoch", "points", 1),
+    Measure(FINAL, FINAL_NAME, "points", 1),
     Measure("robust_best", "Robust accuracy, best epoch", "points", 1),
     Measure("clean_last", "Clean accuracy, last epoch", "points", 1),
 )
-"""What every study reports, in this order."""
+"""What every study reports, in this order; `FINAL` where its recipe has a table [final]."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ class Summary:
     comparisons: tuple[Comparison, ...]
 
 
+def measures_of(recipe: Recipe) -> tuple[Measure, ...]:
+    """What a study of this recipe reports."""
+    return tuple(measure for measure in MEASURES if measure.key != FINAL or recipe.final is not None)
+
+
 def summarise(recipe: Recipe, outcomes: Mapping[str, Outcome]) -> Summary:
     """Means, paired differences, and what is missing; nothing is left out but what has not ended.
 
@@ -114,10 +121,10 @@ def summarise(recipe: Recipe, outcomes: Mapping[str, Outcome]) -> Summary:
     by_cell: dict[str, list[Outcome]] = {}
     for outcome in outcomes.values():
         by_cell.setdefault(outcome.run.cell.name, []).append(outcome)
-    cells = {name: _cell(name, found) for name, found in by_cell.items()}
+    cells = {name: _cell(name, found, by_cell.get(final_name(name), ())) for name, found in by_cell.items()}
     raw = {
         measure.key: [_difference(measure, cells[c.a].measured, cells[c.b].measured) for c in recipe.compare]
-        for measure in MEASURES
+        for measure in measures_of(recipe)
     }
     adjusted = {key: _adjusted(found) for key, found in raw.items()}
     comparisons = tuple(
@@ -149,8 +156,12 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, Mean]]:
     return made
 
 
-def _cell(name: str, outcomes: Sequence[Outcome]) -> CellResult:
+def _cell(name: str, outcomes: Sequence[Outcome], finals: Sequence[Outcome]) -> CellResult:
     measured = {o.run.seed: measured_of(o.report) for o in outcomes if o.report is not None}
+    for seed, final in ((o.run.seed, measured_of(o.report)) for o in finals if o.report is not None):
+        if seed in measured and FINAL in final.metrics:
+            metrics = {**measured[seed].metrics, FINAL: final.metrics[FINAL]}
+            measured[seed] = replace(measured[seed], metrics=metrics)
     means: dict[str, Mean] = {}
     for measure in MEASURES:
         found = [m.value(measure.key) for m in measured.values()]

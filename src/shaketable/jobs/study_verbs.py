@@ -9,12 +9,17 @@ from typing import Any
 from ..core.errors import ConfigError, ShaketableError
 from ..report import Report, read_json
 from ..runs import differences
+from .config import EvaluateConfig
 from .pseudolabel_config import PseudolabelConfig
 from .settings import Settings
 from .train_config import TrainConfig
 
-VERBS: dict[str, type[Settings]] = {"train": TrainConfig, "pseudolabel": PseudolabelConfig}
-"""Verb -> its config."""
+VERBS: dict[str, type[Settings]] = {
+    "train": TrainConfig,
+    "pseudolabel": PseudolabelConfig,
+    "evaluate": EvaluateConfig,
+}
+"""Verb -> its config; "evaluate" is for the cells that a table [final] makes (see `study_finals`)."""
 
 MACHINE = ("device", "threads")
 """Options that are the machine's: runs that differ in them alone are runs of the same thing."""

@@ -7,18 +7,21 @@ from typing import Any
 
 import torch
 
+from ..attacks import ATTACKS
 from ..attacks.transfer import transfer_row
+from ..attacks.transfer_attack import attack_row
 from ..attacks.transfer_matrix import Transfer, collected
-from ..core import ConfigError, ModelError, generator
+from ..core import Ball, ConfigError, ModelError, generator
 from ..data import Dataset, open_dataset, parts_of
 from ..models import Contract, check
 from ..report import Report
 from ..runs import Cell, Ledger, Progress, Task, fill
+from .choices import choose, code_of
 from .flatness_cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
 from .ground import Ground, prepare
-from .transfer_config import TransferConfig
+from .transfer_config import REGIONAL, TransferConfig
 
-CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 2
+CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 3
 CHECKED, EXAMPLES = 512, 4
 
 
@@ -58,6 +61,8 @@ def prepare_transfer(config: TransferConfig) -> Job:
         raise ConfigError("model", "two models or more", f"{len(config.model)}", "Name the models to transfer between.")
     if len(set(config.regions)) < len(config.regions) or not config.regions:
         raise ConfigError("regions", "at least one region, each once", " ".join(config.regions), "Name them.")
+    if config.attack != REGIONAL:
+        choose(config.attack, ATTACKS, "attack")
     images, data = _images(config)
     models = tuple(_model(config, source, name, data, ground) for source, name in _named(config.model))
     classes = {model.contract.classes for model in models}
@@ -77,7 +82,8 @@ def run(config: TransferConfig, *, progress: Progress | None = None) -> Report:
         Interrupted: Ctrl-C or SIGTERM; the same command goes on.
         ShaketableError: see `prepare_transfer` and `runs.fill`.
 
-    Cost: see `attacks.transfer`; a cell is one source in one region. Checked by tests/end_to_end/test_transfer.py.
+    Cost: see `attacks.transfer`, of another attack `attack_row`; a cell is one source in one region. Checked by
+    tests/end_to_end/test_transfer.py and test_transfer_attack.py.
     """
     from .transfer_report import report
 
@@ -121,11 +127,15 @@ def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] |
         if progress is not None:
             progress(done, len(x))
 
-    region = arguments["region"]
-    return transfer_row(
-        arguments["source"], models, x, y, regions={region: None if region == "whole" else region}, progress=advance,
-        examples=EXAMPLES, **arguments["options"],
-    )  # fmt: skip
+    region, options = arguments["region"], dict(arguments["options"])
+    shared: dict[str, Any] = {
+        "regions": {region: None if region == "whole" else region}, "progress": advance, "examples": EXAMPLES,
+    }  # fmt: skip
+    if (text := options.pop("attack")) == REGIONAL:
+        return transfer_row(arguments["source"], models, x, y, **shared, **options)
+    ball = Ball(options.pop("norm"), options.pop("eps"), box=(0.0, 1.0))
+    attack = choose(text, ATTACKS, "attack")
+    return attack_row(arguments["source"], models, x, y, attack=attack, name=text, within=ball, **shared, **options)
 
 
 def _images(config: TransferConfig) -> tuple[ImagePlace, Dataset]:
@@ -164,11 +174,11 @@ def _task(
     config: TransferConfig, source: Model, models: tuple[Model, ...], region: str, images: ImagePlace, data: Dataset,
     device: str, threads: int,
 ) -> Task:  # fmt: skip
-    options: dict[str, Any] = {
-        "seed": config.seed, "steps": config.steps, "step": config.step, "loss": config.loss, "batch_size": config.batch_size,
-    }  # fmt: skip
+    names = ("steps", "step", "loss") if config.attack == REGIONAL else ("norm", "eps")
+    options = {name: getattr(config, name) for name in ("seed", "attack", "batch_size", *names)}
     targets = {m.name: m.sha256 for m in models if m is not source}
     settings = options | {
+        "code": code_of(config.attack),
         "region": region,
         "targets": targets,
         "device": device,
@@ -180,4 +190,4 @@ def _task(
         "source": source.name, "region": region, "images": vars(images), "data_sha": data.fingerprint, "device": device,
         "models": {m.name: (vars(m.place), m.sha256) for m in models}, "options": options,
     }  # fmt: skip
-    return Task(cell, RUN, arguments, cost=float(len(data) * (2 * config.steps + 28 * len(models))))
+    return Task(cell, RUN, arguments, cost=float(len(data)))

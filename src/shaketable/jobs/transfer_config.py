@@ -1,12 +1,15 @@
 """The options of `shaketable transfer`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .settings import Fraction, Settings
+from ..core.errors import ConfigError
+from .settings import Fraction, Norm, Settings
+
+REGIONAL = "regional"
 
 
 class TransferConfig(Settings):
@@ -22,12 +25,18 @@ class TransferConfig(Settings):
     """Images, drawn at random; `None` for all."""
     regions: tuple[str, ...] = ("whole", "centre:0.28", "frame:0.28", "random:0.28")
     """Where images may change, of matched areas to be compared; the first is what the others are compared with."""
+    attack: str = "regional"
+    """regional, the paper's, without a ball; or another one in a ball: pgd(steps=50), apgd, square, autoattack, ..."""
     steps: Annotated[int, Field(ge=1)] = 250
-    """Of each attack, the paper's."""
+    """Of regional, the paper's."""
     step: Annotated[Fraction, Field(gt=0)] = 1 / 255
-    """Length of a step; the paper's is .0039."""
+    """Length of a step of regional; the paper's is .0039."""
     loss: Literal["precise", "ce", "margin"] = "precise"
-    """Cross-entropy by a float64 softmax, in float32 as the paper, or the margin."""
+    """Of regional: cross-entropy by a float64 softmax, in float32 as the paper, or the margin."""
+    norm: Norm = "linf"
+    """Of another attack's ball."""
+    eps: Annotated[Fraction, Field(gt=0)] = 8 / 255
+    """The radius of another attack's ball."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images a batch."""
     threads: Annotated[int | None, Field(ge=1)] = 1
@@ -46,3 +55,13 @@ class TransferConfig(Settings):
     """Load a file even though loading it may run code."""
     out: Path = Path("runs/transfer")
     """Where the report goes, and what was found, one file a source and region: what is there is not attacked again."""
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> Self:
+        names = ("norm", "eps") if self.attack == REGIONAL else ("steps", "step", "loss")
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                used = "another attack" if self.attack == REGIONAL else f"{REGIONAL} alone"
+                remedy = f"Leave --{name} out, or put it into the attack's own brackets."
+                raise ConfigError(name, f"an option that {self.attack} has", f"--{name}, which {used} uses", remedy)
+        return self

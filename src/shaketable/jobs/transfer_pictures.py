@@ -30,7 +30,7 @@ def examples(job: Job, found: Transfer) -> list[Section]:
         ]
     under = "; ".join(found.regions)
     strip = picture(
-        rows, title=f"Made on {row['source']}, after {row['steps']} steps",
+        rows, title=f"Made on {row['source']}" + (f", after {row['steps']} steps" if row["steps"] else f" by {found.attack}"),
         description=f"{len(clean)} images: as they are, then for each region perturbed and the difference, amplified.",
         caption=f"From above: as they are; then for each region ({under}) perturbed, and the difference (grey: none; each "
         "amplified to its largest change).",
@@ -56,5 +56,6 @@ def _said(found: Transfer, region: str, model: str, k: int) -> str:
         return "errs when clean"
     if model == row["source"]:
         first = row["regions"][region]["left"]["first"][k]
-        return f"erred first at step {first}" if first >= 0 else "right"
+        when = f" first at step {first}" if row["steps"] else ""
+        return f"erred{when}" if first >= 0 else "right"
     return "errs" if row["regions"][region]["to"][model]["fixed"][k] else "right"

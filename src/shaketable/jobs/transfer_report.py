@@ -19,11 +19,12 @@ from ..report import (
     mean_metric,
     verdict_of,
 )
-from ..stats import Mean
 from .command import command_of
 from .ground import config_of
 from .transfer import Job
+from .transfer_config import REGIONAL
 from .transfer_pictures import examples
+from .transfer_words import how, summary
 
 NORMS = {"l0": "L0", "l2": "L2", "linf": "Linf"}
 FEW = 10  # images that both get right, below which a rate says little
@@ -35,7 +36,7 @@ def report(job: Job, found: Transfer) -> Report:
     return Report(
         verb="transfer",
         title=f"Transfer between {len(job.models)} models on {job.data.name}",
-        summary=_summary(job, found),
+        summary=summary(job, found),
         verdict=verdict_of(findings),
         headline=_headline(found),
         findings=findings,
@@ -58,41 +59,27 @@ def report(job: Job, found: Transfer) -> Report:
     )
 
 
-def _summary(job: Job, found: Transfer) -> tuple[str, ...]:
-    first, others = found.regions[0], found.regions[1:]
-    fixed, oracle = found.mean(first), found.mean(first, oracle=True)
-    lines = [
-        f"Of {len(job.data)} images, perturbed in {first} on one model, {_percent(fixed)} fool another after "
-        f"{job.config.steps} steps (mean of {len(found.pairs)} pairs); {_percent(oracle)} do so at some step, which only an "
-        "attacker who may ask the target can choose."
-    ]
-    for name in others:
-        ratio = found.ratio(name, first, what="left")
-        norm = "no common success" if not ratio.common else f"L2 x{_times(ratio.value)} of {first}'s on the source"
-        lines.append(f"{name}: {_percent(found.mean(name))}; {norm}.")
-    lines.append("Intervals are 95 %, by bootstrap over images, each with all its pairs.")
-    return tuple(lines)
-
-
 def _headline(found: Transfer) -> tuple[Metric, ...]:
     return tuple(
-        mean_metric(f"Transfer, {name}", found.mean(name), note=f"fixed budget, mean of {len(found.pairs)} pairs")
+        mean_metric(f"Transfer, {name}", found.mean(name), note=f"mean of {len(found.pairs)} pairs")
         for name in found.regions[:6]
     )
 
 
 def _matrices(found: Transfer) -> Section:
-    charts, tables = [], []
+    charts, tables, ways = [], [], {"after the last step": {}}
+    if found.attack == REGIONAL:
+        ways |= {"after the last step, into the class led to": {"aimed": True}, "at some step": {"oracle": True}}
     for name in found.regions:
-        for oracle, title in ((False, "after the last step"), (True, "at some step")):
-            rows = [[_rate(found, s, t, name, oracle) for t in found.models] for s in found.models]
+        for title, way in ways.items():
+            rows = [[_rate(found, s, t, name, **way) for t in found.models] for s in found.models]
             tables.append(
                 Table(
                     title=f"{name}, {title}", columns=("Made on", *found.models),
                     rows=tuple((s, *row) for s, row in zip(found.models, rows, strict=True)),
                 )
             )  # fmt: skip
-            if oracle:
+            if way:
                 continue
             series = [
                 Series(name=s, x=found.models, y=tuple(None if r is None else r.value for r in row))
@@ -104,16 +91,18 @@ def _matrices(found: Transfer) -> Section:
                     y_format="percent", description=f"Share of images made on a row's model in {name} that fool a column's.",
                 )
             )  # fmt: skip
-    text = (
-        "Of the images that both models get right, the share that fools the target: after the last step, which is what an "
-        "attacker without access to the target has, and at some step, which takes an oracle (the paper's figure). 95 % Wilson "
-        "intervals."
-    )
+    text = "Of the images that both models get right, the share that fools the target. 95 % Wilson intervals."
+    if found.attack == REGIONAL:
+        text = (
+            "Of the images that both models get right, the share that fools the target: after the last step, which is what an "
+            "attacker without access to the target has, and at some step, which takes an oracle (the paper's figure). 95 % "
+            "Wilson intervals."
+        )
     return Section(title="Who fools whom", text=text, charts=tuple(charts), tables=tuple(tables))
 
 
-def _rate(found: Transfer, source: str, target: str, region: str, oracle: bool) -> Any:
-    return None if source == target else found.rate(source, target, region, oracle=oracle)
+def _rate(found: Transfer, source: str, target: str, region: str, **how: bool) -> Any:
+    return None if source == target else found.rate(source, target, region, **how)
 
 
 def _regions(found: Transfer) -> Section:
@@ -169,23 +158,24 @@ def _survival(found: Transfer) -> Section:
 
 
 def _sources(found: Transfer) -> Section:
-    rows = []
+    regional, rows = found.attack == REGIONAL, []
     for row in found.rows:
         for name in found.regions:
-            part = row["regions"][name]
-            steps = sorted(
-                k for k, ok in zip(part["reached"]["first"], row["correct"][row["source"]], strict=True) if ok and k > 0
-            )
-            rows.append(
-                (
-                    row["source"], name, part["area"], found.white_box(row["source"], name),
-                    found.white_box(row["source"], name, "reached"), steps[len(steps) // 2] if steps else None,
-                    part["saturated"], sum(part["calls"]) + part["checks"],
+            part, more = row["regions"][name], ()
+            if regional:
+                steps = sorted(
+                    k
+                    for k, ok in zip(part["reached"]["first"], row["correct"][row["source"]], strict=True)
+                    if ok and k > 0
                 )
-            )  # fmt: skip
-    columns = ("Model", "Region", "Area", "Errs", "Gives the target class", "Median step", "Saturated images", "Passes")
-    text = (
-        "The attack on its own model: whether it leaves the true class, and whether it reaches the class it is led to."
+                reached = found.white_box(row["source"], name, "reached")
+                more = (reached, steps[len(steps) // 2] if steps else None, part["saturated"])
+            errs = found.white_box(row["source"], name)
+            rows.append((row["source"], name, part["area"], errs, *more, sum(part["calls"]) + part["checks"]))
+    led = ("Gives the target class", "Median step", "Saturated images") if regional else ()
+    columns = ("Model", "Region", "Area", "Errs", *led, "Passes")
+    text = "The attack on its own model: whether it leaves the true class" + (
+        ", and whether it reaches the class it is led to." if regional else "."
     )
     margins = [(name, *_quartiles(values)) for name, values in found.margins.items()]
     return Section(
@@ -208,14 +198,8 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _how(job: Job) -> Section:
-    config = job.config
-    text = (
-        f"{config.steps} steps of {config.step:.4g} along the sign of the gradient towards a class drawn for each image, the "
-        f"same for all regions and sources ({config.loss} loss), within the region and [0, 1], without a ball (Ozbulak et al. "
-        "2020). Only images that source and target both get right count. One trajectory a source serves all targets."
-    )
     notes = "\n\n".join(dict.fromkeys(f"{m.name}: {note}" for m in job.models for note in m.notes))
-    return Section(title="How", text=f"{text}\n\n{notes}".strip())
+    return Section(title="How", text=f"{how(job)}\n\n{notes}".strip())
 
 
 def _findings(job: Job, found: Transfer) -> tuple[Finding, ...]:
@@ -230,11 +214,3 @@ def _findings(job: Job, found: Transfer) -> tuple[Finding, ...]:
         message = f"fewer than {FEW} images that both get right: {pairs}"
         made.append(Finding(level="finding", code="few-images", message=message, remedy="Give more images: --count."))
     return tuple(made)
-
-
-def _percent(value: Mean) -> str:
-    return f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def _times(value: Mean) -> str:
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
