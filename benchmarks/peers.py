@@ -65,6 +65,30 @@ def robust_by_foolbox(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps:
     return torch.cat(right)
 
 
+def transfer_by_hand(
+    source: nn.Module, target: nn.Module, x: Tensor, y: Tensor, goal: Tensor, steps: int, step: float
+) -> Tensor:
+    """When images led to a class on one model first fool another, by the loop of Ozbulak et al. 2020, but in batches.
+
+    The target is asked at every step, and an image is dropped once it fools it. -1 where none does; 0 where it errs before.
+    """
+    with torch.no_grad():
+        first = torch.where(target(x).argmax(1) == y, -1, 0)
+    left = torch.nonzero(first < 0)[:, 0]
+    points = x[left]
+    for k in range(1, steps + 1):
+        if not len(left):
+            break
+        points = points.detach().requires_grad_()
+        grad = torch.autograd.grad(F.cross_entropy(source(points), goal[left], reduction="sum"), points)[0]
+        with torch.no_grad():
+            points = (points - step * grad.sign()).clamp(0, 1)
+            fooled = target(points).argmax(1) != y[left]
+        first[left[fooled]] = k
+        left, points = left[~fooled], points[~fooled]
+    return first
+
+
 class ByHand:
     """Steps of AT, and with gamma of AT-AWP, as one writes them down: nothing that can be left out, nothing checked."""
 

@@ -35,6 +35,7 @@ from cells import Comparison, passes, plain_pgd, robust_accuracy  # noqa: E402
 from flatness_precision import one_model, two_models  # noqa: E402
 from steps import Setting, additions, besides, whole_steps  # noqa: E402
 from subjects import subject, untrained_resnet  # noqa: E402
+from transfers import matrix  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,6 +72,7 @@ def _cells(images: int, repetitions: int) -> dict[str, Callable[[], Iterator[Com
         "quick twin": partial(passes, images, repetitions),
         "flatness, one model": partial(one_model, images, repetitions),
         "flatness, a difference": partial(two_models, images, repetitions),
+        "transfer matrix": partial(matrix, images, repetitions),
     }
     for name in ("AT-AWP", "ordinary"):
         for steps in (10, 20, 50):

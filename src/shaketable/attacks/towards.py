@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.losses import LogitObjective, cross_entropy, logit_margin
+from ..core.seeds import generator
 
 TargetLoss = Literal["precise", "ce", "margin"]
 
@@ -36,6 +37,12 @@ def other_class(draws: Float[Tensor, " n"], y: Int[Tensor, " n"], classes: int) 
         raise InputError("model", "two classes or more", f"{classes}", "There is no class to lead to.")
     chosen = (draws * (classes - 1)).floor().long().clamp(max=classes - 2)
     return chosen + (chosen >= y)
+
+
+def target_classes(classes: int, y: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
+    """The classes that images are led to by a seed: of each image the same in every region and on every model."""
+    draws = torch.rand(len(y), generator=generator(seed, "regional"), dtype=torch.float64).to(y.device)
+    return other_class(draws, y, classes)
 
 
 class Towards:

@@ -18,8 +18,7 @@ from .evaluate import evaluate
 from .events import NEVER, Event, Norms, norms
 from .masks import area
 from .regions import mask_of
-from .trajectory import clean_margin
-from .transfer import of_event, of_norms
+from .transfer import given, of_event, of_norms, started
 from .verdicts import logits_of
 
 
@@ -58,12 +57,8 @@ def attack_row(
         found = f"{source!r} of {sorted(models)} in {list(regions)}"
         raise InputError("models", "two or more, the source among them, and a region", found, "Name them.")
     clean = {model: logits_of(models[model], x) for model in models}
-    right = {model: _given(logits) == y for model, logits in clean.items()}
-    row: dict[str, Any] = {
-        "source": source, "models": list(models), "n": len(x), "seed": seed, "attack": name, "steps": 0, "step": 0.0,
-        "loss": "", "regions": {}, "correct": {model: ok.tolist() for model, ok in right.items()},
-        "margin": {model: clean_margin(logits, y).tolist() for model, logits in clean.items()},
-    }  # fmt: skip
+    right = {model: given(logits) == y for model, logits in clean.items()}
+    row = started(source, clean, y, seed=seed) | {"attack": name, "steps": 0, "step": 0.0, "loss": ""}
     for place, region in regions.items():
         mask = mask_of(region, models[source], x, y, generator(seed, "region"))
         found = evaluate(
@@ -73,8 +68,8 @@ def attack_row(
         assert found.points is not None
         points = found.points.to(x)
         sizes = norms(points, x, None if mask is None else mask.expand_as(x))
-        given = {model: _given(logits_of(models[model], points)) for model in models}
-        events = {model: _event(right[model], given[model] == y, sizes) for model in models}
+        after = {model: given(logits_of(models[model], points)) == y for model in models}
+        events = {model: _event(right[model], after[model], sizes) for model in models}
         shown = points[: examples if x.dim() == 4 and x.shape[1] in (1, 3) else 0]
         row["regions"][place] = {
             "area": 1.0 if mask is None else area(mask, x.shape),
@@ -82,7 +77,7 @@ def attack_row(
             "reached": of_event(_event(right[source], torch.ones_like(right[source]), sizes)),
             "end": of_norms(sizes),
             "to": {
-                model: of_event(events[model]) | {"fixed": (given[model] != y).tolist(), "aimed": None}
+                model: of_event(events[model]) | {"fixed": (~after[model]).tolist(), "aimed": None}
                 for model in models if model != source
             },
             "vanishing": sum(f.count for f in found.findings if f.code in ("no-gradient", "vanishing-gradient")),
@@ -100,8 +95,3 @@ def _event(right: Tensor, after: Tensor, sizes: Norms) -> Event:
         for name, size in vars(sizes).items()
     }
     return Event(first, Norms(**known), None)
-
-
-def _given(logits: Tensor) -> Tensor:
-    """The classes; -1 where logits are not finite."""
-    return torch.where(torch.isfinite(logits).all(1), logits.argmax(1), -1)
