@@ -116,6 +116,19 @@ def test_ratios_are_paired_on_common_successes(found: Transfer) -> None:
     assert left.first.n == sum(sum(row["correct"][row["source"]]) for row in found.rows)
 
 
+def test_successes_inside_a_claimed_ball_are_counted(
+    found: Transfer, models: dict[str, Any], images: tuple[Tensor, Tensor]
+) -> None:
+    x, y = images
+    one = regional(models["b"], x, y, region="centre:0.3", seed=0, steps=20, batch_size=50)
+    mine = one.correct & (one.left.first > 0)
+    for steps in (3, 8, 20):
+        inside = found.inside("b", steps / 255, "centre")
+        assert inside == Rate(int((mine & (one.left.norms.linf <= (steps + 0.01) / 255)).sum()), int(mine.sum()))
+    assert 0 < found.inside("b", 8 / 255, "centre").hits < found.inside("b", 20 / 255, "centre").hits
+    assert found.inside("b", 20 / 255, "centre", what="reached").n <= int(mine.sum())
+
+
 def test_failures_are_censored_norms(found: Transfer) -> None:
     curve = found.survival("centre", norm="l2")
     total = sum(found.rate(s, t, "centre").n for s, t in found.pairs)

@@ -87,6 +87,16 @@ def test_examples_are_the_first_images_as_the_attack_left_them(runs: list[str], 
     assert [row[:2] for row in verdicts] == [(r, k) for r in ("whole", "centre:0.3") for k in (1, 2, 3, 4)]
 
 
+def test_successes_inside_the_claimed_ball_are_reported(runs: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*arguments(runs, out), "--claimed", "0.1"]) == 0
+    section = next(s for s in read_json(out / "report.json").sections if s.title == "Inside the claimed ball")
+    for _, _, errs, inside, reached in section.tables[0].rows:
+        assert inside.n == errs.hits  # pyright: ignore
+        assert 0 <= inside.hits <= inside.n  # pyright: ignore
+        assert reached.n <= inside.n  # pyright: ignore
+
+
 def test_another_attack_in_the_same_regions(runs: list[str], tmp_path: Path) -> None:
     given = ["transfer", *runs, "--count", "30", "--regions", "whole", "centre:0.3", "--json"]
     more = ["--attack", "pgd(steps=5)", "--eps", "0.1"]

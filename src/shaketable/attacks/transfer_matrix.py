@@ -99,6 +99,18 @@ class Transfer:
         counted = [k >= 0 for k, ok in zip(first, row["correct"][source], strict=True) if ok]
         return Rate(sum(counted), len(counted))
 
+    def inside(
+        self, source: str, radius: float, region: str | None = None, *, norm: NormName = "linf",
+        what: Literal["left", "reached"] = "left",
+    ) -> Rate:  # fmt: skip
+        """The share of a source's successes, each where it first succeeded, whose norm is at most a radius.
+
+        Below a defence's radius such a success is one that the defence claims to withstand; above it, it claims nothing.
+        """
+        found, right = self._part(source, region)[what], self._row(source)["correct"][source]
+        sizes = [size for size, k, ok in zip(found[norm], found["first"], right, strict=True) if ok and k > 0]
+        return Rate(sum(size <= radius * (1 + 1e-6) for size in sizes), len(sizes))
+
     def mean(self, region: str | None = None, *, oracle: bool = False, aimed: bool = False) -> Mean:
         """The mean over pairs of the transfer rate; see `rate` for the arguments.
 

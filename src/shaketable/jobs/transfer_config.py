@@ -33,6 +33,8 @@ class TransferConfig(Settings):
     """Length of a step of regional; the paper's is .0039."""
     loss: Literal["precise", "ce", "margin"] = "precise"
     """Of regional: cross-entropy by a float64 softmax, in float32 as the paper, or the margin."""
+    claimed: Annotated[Fraction | None, Field(gt=0)] = None
+    """Of regional: the Linf radius that the models claim to withstand; the report says how many successes lie inside."""
     norm: Norm = "linf"
     """Of another attack's ball."""
     eps: Annotated[Fraction, Field(gt=0)] = 8 / 255
@@ -58,7 +60,7 @@ class TransferConfig(Settings):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
-        names = ("norm", "eps") if self.attack == REGIONAL else ("steps", "step", "loss")
+        names = ("norm", "eps") if self.attack == REGIONAL else ("steps", "step", "loss", "claimed")
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 used = "another attack" if self.attack == REGIONAL else f"{REGIONAL} alone"

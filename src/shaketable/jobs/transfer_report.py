@@ -42,8 +42,9 @@ def report(job: Job, found: Transfer) -> Report:
         findings=findings,
         sections=(
             _matrices(found),
-            _regions(found),
+            *([_regions(found)] if found.attack == REGIONAL else []),
             _survival(found),
+            *_claims(job, found),
             *examples(job, found),
             _sources(found),
             _how(job),
@@ -155,6 +156,34 @@ def _survival(found: Transfer) -> Section:
         "and not left out, which would favour regions that fail more often."
     )
     return Section(title="What withstands", text=text, charts=tuple(charts))
+
+
+def _claims(job: Job, found: Transfer) -> list[Section]:
+    """Which successes lie inside the ball that the models claim to withstand; none without a claim."""
+    claimed = job.config.claimed
+    if claimed is None:
+        return []
+    rows: tuple[Any, ...] = tuple(
+        (
+            s,
+            name,
+            found.white_box(s, name),
+            found.inside(s, claimed, name),
+            found.inside(s, claimed, name, what="reached"),
+        )
+        for s in found.models
+        for name in found.regions
+    )
+    columns = ("Model", "Region", "Errs", "Of these inside", "Of those that reach the class led to, inside")
+    text = (
+        "The attack knows no ball. Of the images that it makes its own model err on, the share whose largest change is at most "
+        f"{claimed:.4g} where the model first erred: only these are a failure of a defence that claims this Linf radius."
+    )
+    return [
+        Section(
+            title="Inside the claimed ball", text=text, tables=(Table(title="Successes", columns=columns, rows=rows),)
+        )
+    ]
 
 
 def _sources(found: Transfer) -> Section:
