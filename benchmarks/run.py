@@ -95,9 +95,9 @@ def _training(images: int, repetitions: int) -> Iterator[tuple[str, Callable[[],
     def resnet(batch: int, steps: int) -> Setting:
         return Setting(untrained_resnet(batch), batch, steps, passes=2 if batch < 32 else 1)
 
-    yield "small CNN", measure(whole_steps, partial(small, 10), 12)
+    yield "whole, small CNN", measure(whole_steps, partial(small, 10), 12)
     yield "small CNN, what AWP adds", measure(additions, partial(small, 2), 40)
-    yield "PreAct ResNet-18", measure(whole_steps, partial(resnet, 8, 10), 1)
+    yield "whole, PreAct ResNet-18", measure(whole_steps, partial(resnet, 8, 10), 1)
     for batch, times in ((8, 2), (128, 1)):
         yield f"PreAct ResNet-18, what AWP adds, batch {batch}", measure(additions, partial(resnet, batch, 2), times)
         yield (

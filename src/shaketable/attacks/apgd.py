@@ -34,7 +34,8 @@ class APGDAttack:
             returns (n,); "dlr-targeted" (AutoAttack's APGD-T; four classes or more) or "ce-targeted".
         steps: 100, the paper's, for every target.
         restarts: runs from new random starts (for every target), of which each image keeps the highest loss.
-        targets: how many classes a targeted loss tries; 9, the paper's, or all others if there are fewer.
+        targets: how many classes a targeted loss tries; 9, the paper's, or all others if there are fewer. In l1 balls
+            AutoAttack tries 5.
         rho: when a step is halved; .75, the paper's.
         staged: in l1 balls, come down from three times the radius; AutoAttack's way.
         stop: drop an image as soon as it is misclassified, so that later steps, targets and restarts run on the others alone.
@@ -43,9 +44,9 @@ class APGDAttack:
     Cost, of an image: `steps` forward and backward passes to the input and one more forward pass, times restarts, times
     targets; with a targeted loss one forward pass before. With `stop` nothing after it is fooled.
 
-    Differences from the paper: none that is known. The start is drawn from the ball by `Ball.sample`; the authors' code scales
-    linf draws to the surface. Over targets and restarts the point of highest loss is kept, unless one is misclassified and
-    `stop` is on.
+    Differences from the paper: none that is known. The start is drawn from the ball by `Ball.sample`; the authors' code puts
+    it on the surface: in linf balls a uniform draw and in l2 balls a Gaussian one, scaled; in l1 balls a Gaussian one,
+    projected. Over targets and restarts the point of highest loss is kept, unless one is misclassified and `stop` is on.
 
     Raises:
         InputError: an unknown loss; too few classes for it; an l0 ball; what `perturb` raises for inputs.

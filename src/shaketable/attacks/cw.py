@@ -41,24 +41,26 @@ def cw(
 ) -> Minimal:
     """Near adversarial points in l2: |z - x|^2 + c f(z) is minimised by Adam, for a c that is searched for each image.
 
-    Section V of the paper: z = box(tanh(w)) needs no clipping; f is the margin of the true class over the best other
-    (targeted: of the best other over the target), but at least -confidence. c starts from `constant`, is multiplied by 10
-    until an adversarial point is found, and then bisected between the largest c that failed and the smallest that did not.
+    Sections V and VI.A of the paper: z = box(tanh(w)) needs no clipping; f is the margin of the true class over the best
+    other (targeted: of the best other over the target), but at least -confidence. c starts from `constant`, is multiplied by
+    10 until an adversarial point is found, and then bisected between the largest c that failed and the smallest that did not,
+    as in the authors' code.
 
     Args:
         model: from inputs in the box to logits; left as it is.
         x, y: images and their true classes, or the classes to reach if `targeted`.
         confidence: kappa, the margin that an adversarial point must have; 0.
         search: values of c that are tried; 9, the authors' code.
-        steps: of Adam for each c; 1000. The authors' code says 10000 and mostly aborts earlier.
+        steps: of Adam for each c; 1000, a tenth of the 10000 in the authors' code, which may abort earlier.
         rate, constant: .01 and .001, the authors' code.
-        abort_early: end a search when in a tenth of the steps no image's objective fell by a ten thousandth, as the
-            authors' code does image by image.
+        abort_early: end a search when in a tenth of the steps no image's objective fell by a ten thousandth. The authors'
+            code looks at the sum over its batch, which by default is one image.
         box: the range of valid inputs, finite.
         mask: nonzero where an image may change.
 
     Differences from the authors' code: distances are those to the image itself, not to the image that went through tanh and
-    back; pixels outside a mask are put back bit for bit. Nothing is random.
+    back; pixels outside a mask are put back bit for bit; with ten values of c or more, its last run takes the smallest c that
+    did not fail once again. Nothing is random: the paper's random starting points are in neither.
 
     Cost: 1 forward pass for each image; for each that needs a perturbation at most search * (steps forward, steps - 1
     backward) passes.

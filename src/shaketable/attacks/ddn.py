@@ -39,13 +39,14 @@ def ddn(
         x, y: images and their true classes, or the classes to reach if `targeted`.
         steps: 100; the paper uses 100, 300 and 1000.
         radius, gamma, step: 1, .05 and 1, the paper's, in the unit of [0, 1] images.
-        levels: round the points to so many levels of the box; 256 in the paper, so that its images can be saved. Here None,
-            no rounding, so that the norm is that of the function and not of a file.
+        levels: round the points to so many levels of the box; 256 in the paper and its code, so that its images can be saved.
+            Here None, no rounding, so that the norm is that of the function and not of a file.
         box: the range of valid inputs.
         mask: nonzero where an image may change.
 
     Differences from the paper: the rounding; an entry of a gradient that is not finite counts as 0, and an image without a
-    gradient stays where it is (the authors' code then draws a random direction). Nothing is random.
+    gradient stays where it is (the authors' code then draws a random direction). The authors' code also stops the radius at
+    the distance of the farthest corner of the box. Nothing is random.
 
     Cost: 1 forward pass for each image; for each that needs a perturbation `steps` forward and steps - 1 backward passes.
 

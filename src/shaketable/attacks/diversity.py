@@ -15,7 +15,7 @@ def resized(x: Float[Tensor, "n c h w"], probability: float, shrink: float) -> F
     """With a probability, the images at a random smaller size, padded with 0 at a random place to their own.
 
     One draw for the batch, from torch's global generator. Each edge becomes r times as long, r uniform over whole
-    pixels from `shrink` to 1; bilinear, so that gradients pass.
+    pixels from `shrink` to 1; bilinear, where the authors' code takes the nearest pixel.
     """
     chance, size, top, left = torch.rand(4).tolist()
     if chance >= probability:
@@ -30,7 +30,10 @@ def resized(x: Float[Tensor, "n c h w"], probability: float, shrink: float) -> F
 
 
 def gaussian_kernel(size: int) -> Float[Tensor, "s s"]:
-    """A Gaussian on size x size pixels that sums to 1, whose edge is three standard deviations away, in float64."""
+    """A Gaussian on size x size pixels that sums to 1, whose edge is three standard deviations away, in float64.
+
+    So does the authors' code; by the paper's formula the edge is sqrt(3) of them away.
+    """
     if size < 1 or size % 2 == 0:
         raise InputError("smoothing", "an odd number of pixels", str(size), "The paper uses 15; 0 is none.")
     line = (

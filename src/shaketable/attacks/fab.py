@@ -17,7 +17,7 @@ from .minimal import Counted, Minimal, apart, prepared, require_count
 from .walk import Pace, Walk
 
 NORMS = ("linf", "l2", "l1")
-REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # of random restarts, where no ball says it: the authors'
+REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # of random restarts, where no ball says it: AutoAttack's
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FABAttack:
 
         z <- box((1 - a) (z + eta d) + a (x + eta o)),  a = min(|d| / (|d| + |o|), alpha_max)
 
-    Where that is adversarial it is kept if it is the nearest yet, and z <- (1 - beta) x + beta z (section 2.2, algorithm 1).
+    Where that is adversarial it is kept if it is the nearest yet, and z <- (1 - beta) x + beta z (algorithm 1 of the paper).
     Last, three steps on the segment from x to the nearest point move it closer to the boundary.
 
     Args:
@@ -39,8 +39,8 @@ class FABAttack:
         steps: of each run; 100, the paper's and AutoAttack's.
         restarts: runs for each target, the first from the image itself, others from random points; 1 in AutoAttack's
             standard ensemble, 5 of the untargeted attack in its plus version.
-        alpha_max, eta, beta: .1, 1.05 and .9, the paper's for all norms, and AutoAttack's.
-        search: steps of the final search; 3 in the paper, 0 in AutoAttack.
+        alpha_max, eta, beta: .1, 1.05 and .9, those of the paper's code for all norms, and AutoAttack's.
+        search: steps of the final search; 3, the paper's. AutoAttack makes none.
         stop: drop an image as soon as a point in the ball is found: the verdicts are the same, the points are not the
             nearest. `evaluate` switches it on when it measures accuracy.
 
@@ -156,7 +156,7 @@ def fab(
         model: from inputs in the box to logits; left as it is.
         x, y: images and their true classes.
         norm: that is minimised: "linf", "l2" or "l1".
-        reach: random restarts begin at most half of this away; None: .3, 1 and 5 for linf, l2 and l1, as the authors do.
+        reach: random restarts begin at most half of this away; None: .3, 1 and 5 for linf, l2 and l1, as in AutoAttack's code.
         box: the range of valid inputs.
         mask: nonzero where an image may change.
         seed: of the random restarts.

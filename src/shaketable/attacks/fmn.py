@@ -52,14 +52,17 @@ def fmn(
         model: from inputs in the box to logits; left as it is.
         x, y: images and their true classes, or the classes to reach if `targeted`.
         norm: that is minimised; for l0 the number of entries, each channel's counted by itself.
-        steps: 100; the paper goes up to 1000.
-        step, gamma: first and last, annealed by a cosine; 1 to .01 and .05 to .001, those of the authors' library.
+        steps: 100, Foolbox's. The authors' code has 10, the paper goes up to 1000.
+        step, gamma: first and last, annealed by a cosine; 1 to .01 and .05 to .001, those of the authors' code and of
+            Foolbox. In linf a step of length 1 moves each of d entries by about 1 / sqrt(d) only, so the authors advise a
+            longer first one there, and took one in the paper.
         box: the range of valid inputs.
         mask: nonzero where an image may change.
 
     Differences from the paper: it starts from the image alone, not from a given adversarial point; while none is known the
     radius is 1 + gamma times what the linearised boundary asks for, since that alone may fall short of it by rounding, for
-    ever; entries of a gradient that are not finite count as 0. Nothing is random.
+    ever; entries of a gradient that are not finite count as 0. The authors' code also grows the radius by 1 + gamma in l0 while
+    none is known, and never beyond the distance of the farthest corner of the box. Nothing is random.
 
     Cost: 1 forward pass for each image; for each that needs a perturbation `steps` forward and steps - 1 backward passes.
 

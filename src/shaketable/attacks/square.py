@@ -28,8 +28,10 @@ class SquareAttack:
     lie in the rectangle around the ball's mask, where it has one.
 
     Args:
-        queries: how many points are tried, the first included; 5000, AutoAttack's. The paper's is 10000.
-        p_init: the share of the pixels in the first windows; .8, AutoAttack's. The paper's is .05 (linf) and .1 (l2).
+        queries: how many points are tried, the first included; 5000, AutoAttack's, which does not count the first. The
+            paper's is 10000.
+        p_init: the share of the pixels in the first windows; .8, AutoAttack's. The paper's is .05 (linf) and .1 (l2) for
+            models trained without attacks, and more for robust ones.
         rescale: the schedule, by which this share is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10000
             queries, is compressed to the number of queries, as the paper says. AutoAttack does not.
         stop: drop an image as soon as it is misclassified. `evaluate` switches it on when it measures accuracy.
@@ -38,8 +40,9 @@ class SquareAttack:
     it works on models that are quantised, detached or made of anything.
 
     Differences from the paper: a window that would change nothing is given the opposite signs (the authors draw it again);
-    every image has windows of its own, as in the paper, where AutoAttack's code shares them in a batch. In l1 balls
-    AutoAttack's code gives a window of c channels c times the mass, and lets the projection take the excess.
+    every image has windows of its own, as in the paper, where AutoAttack's code shares them in a batch (the paper's code in
+    l2 balls alone). In l1 balls AutoAttack's code gives a window of c channels c times the mass, does not scale the first grid
+    to the radius, and lets the projection take the excess.
 
     Raises:
         InputError: images that are not (n, c, h, w); a ball of another norm or not per example; numbers out of range; what

@@ -40,10 +40,10 @@ class TransferableAttack:
         diversity: the probability, 0 to 1; .5 in the paper.
         shrink: the smallest size that `diversity` draws, as a share of the image's: 299/330. The paper enlarges images of
             299 pixels to at most 330 and lets the model see 330; here they are made smaller, so that every model serves.
-        smoothing: the width of the Gaussian in pixels, odd; its edge is three standard deviations away. 15 in the paper, for
-            images of 299 pixels; 0 is none.
+        smoothing: the width of the Gaussian in pixels, odd; its edge is three standard deviations away, as in the authors'
+            code (sqrt(3) by the paper's formula). 15 in the paper, for images of 299 pixels; 0 is none.
         steps: 10, MI's paper's.
-        step: in units of the ball's radius; 1 / steps, that paper's.
+        step: in units of the ball's radius; .1, that paper's 1 / steps for 10 steps. It does not change with `steps`.
         targeted: y are the classes to reach.
         stop: drop an image as soon as it is misclassified. With `nesterov` or `diversity` the model is asked at other points
             than the iterates, so that only the last one is judged and no image is dropped.
@@ -53,8 +53,9 @@ class TransferableAttack:
 
     Cost: `steps` forward and backward passes an image; with `stop` one forward more, and nothing after it is fooled.
 
-    Differences from the papers: the l1 norm by which MI divides is the mean absolute value, as in NI's code, of which alone
-    the look ahead depends; one random size for the batch and step, as in DI's code.
+    Differences from the papers: the l1 norm by which MI divides is the mean absolute value, as in the codes of MI, NI and TI;
+    only the look ahead depends on it. One random size for the batch and step, as in DI's code, which resizes by the nearest
+    pixel, here bilinear.
 
     Raises:
         InputError: settings out of their range; images that are not (n, c, h, w) for `diversity` or `smoothing`; what
