@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from shaketable.core import ConfigError
 from shaketable.files import sha256_of
+from shaketable.jobs.ground import config_of
 from shaketable.jobs.study_plan import Run, runs_of
 from shaketable.jobs.study_pool import LOG, Ended, Pool, _error, _locked
 from shaketable.jobs.study_recipe import Recipe
 from shaketable.jobs.study_runs import Outcome, _due, execute, outcome_of
+from shaketable.jobs.study_verbs import require_same
+from shaketable.jobs.train_config import TrainConfig
 from shaketable.report import Hashes, Report, write_json
 
 pytest.importorskip("fcntl")
@@ -146,3 +150,19 @@ def test_a_report_that_is_not_whole_is_no_report(content: str | None, runs: dict
     if content is not None:
         (run.folder / "report.json").write_text(content)
     assert outcome_of(run).report is None
+
+
+def test_a_run_of_a_version_without_an_option_goes_on_where_the_option_is_left_alone(tmp_path: Path):
+    """Runs are not to be made again for an option that came later, unless the study uses it."""
+    run = TrainConfig(train_count=50, seed=3, out=tmp_path)
+    lying = {key: value for key, value in config_of(run).items() if key not in ("label_noise", "rate")}
+    (tmp_path / "config.json").write_text(json.dumps(lying))
+    require_same(tmp_path, config_of(run), {}, run.model_fields_set)
+    used = TrainConfig(train_count=50, seed=3, out=tmp_path, label_noise=0.1)
+    with pytest.raises(ConfigError, match="label_noise"):
+        require_same(tmp_path, config_of(used), {}, used.model_fields_set)
+    with pytest.raises(ConfigError, match="rate"):
+        require_same(tmp_path, config_of(run), {})
+    (tmp_path / "config.json").write_text(json.dumps(lying | {"label_noise": 0.2}))
+    with pytest.raises(ConfigError, match="label_noise"):
+        require_same(tmp_path, config_of(run), {}, run.model_fields_set)

@@ -95,7 +95,7 @@ def prepare_study(config: StudyConfig, *, finals: bool = True) -> Study:
     runs = runs_of(recipe, config.folder, where)
     _check_choices(runs, recipe.seeds[0], where)
     for run in runs.values():
-        require_same(run.folder, config_of(run.config), run.places)
+        require_same(run.folder, config_of(run.config), run.places, run.config.model_fields_set)
     return Study(config, recipe, runs, _wanted(config.only, recipe, runs))
 
 

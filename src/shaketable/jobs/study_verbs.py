@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,17 @@ def identity(config: Mapping[str, Any], without: tuple[str, ...] = MACHINE) -> d
     return {name: value for name, value in config.items() if name not in left_out}
 
 
-def require_same(folder: Path, expected: Mapping[str, Any], places: Mapping[str, str]) -> None:
+def require_same(
+    folder: Path, expected: Mapping[str, Any], places: Mapping[str, str], given: Collection[str] | None = None
+) -> None:
     """Make sure that what lies in a run's folder, finished or not, is of this run.
 
     Args:
         expected: the config of the run.
         places: options that hold folders of other runs -> a regular expression of what they may be, so that a study may
             be moved.
+        given: the options that the run does not leave at their defaults, if that is known: one that is not among them and
+            that lies there without, of a version that did not have it, is no difference.
 
     Raises:
         ConfigError: a run with other settings lies there; they are named.
@@ -49,7 +53,9 @@ def require_same(folder: Path, expected: Mapping[str, Any], places: Mapping[str,
     for key, pattern in places.items():
         if isinstance(found.get(key), str) and re.fullmatch(pattern, found[key]):
             found[key] = expected[key]
-    other = differences(found, identity(expected))
+    wanted = identity(expected)
+    new = {} if given is None else {key: value for key, value in wanted.items() if key not in given}
+    other = differences(new | found, wanted)
     if other:
         remedy = "Choose another --out, or remove this folder."
         raise ConfigError(str(folder), "a run of this study", f"one with other settings: {'; '.join(other)}", remedy)
