@@ -14,9 +14,6 @@ from shaketable.jobs.ground import Ground
 from shaketable.models import load
 from shaketable.report import Report, read_json, same
 
-QUICK = ["--train-count", "150", "--validation-count", "20", "--test-count", "20", "--epochs", "4", "--batch-size", "20",
-         "--attack", "pgd(steps=2, step=0.5)", "--eps", "0.03", "--evaluation", "pgd(steps=1)", "--evaluate-every", "4",
-         "--threads", "1"]  # fmt: skip
 OWN = """
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,10 +47,8 @@ class Bad(Own):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "at"
-    assert main(["train", *QUICK, "--out", str(folder), "--json"]) == 0
-    return str(folder)
+def model(run_folder: Path) -> str:
+    return str(run_folder)
 
 
 def evaluate(model: str, out: Path, *more: str) -> int:

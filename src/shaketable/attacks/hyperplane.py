@@ -1,4 +1,4 @@
-"""The smallest shift onto a hyperplane within bounds, in three norms (Croce & Hein 2020, section 2.1).
+"""The smallest shift onto a hyperplane within bounds, in three norms (Croce & Hein 2020).
 
     minimise ||t||_p  subject to  <w, t> + offset = 0,  low <= t <= high
 
