@@ -104,8 +104,8 @@ class _Search:
         rows, stopped = torch.arange(n, device=origin.device), none.clone()
         moves: Moves = (Windows if within.norm == "linf" else Masses)(origin, within, self.generator)
         first = look_at(objective, moves.begin(), None, n, gradient=False)  # checks what the objective returns
-        value, done, calls = self._settled(first.value, origin.new_full((n,), -torch.inf)), first.done, n
-        weird = ~torch.isfinite(first.value)
+        weird, done, calls = ~torch.isfinite(first.value), first.done, n
+        value = torch.where(first.value.isnan(), -torch.inf, first.value.to(origin))
         deltas, values = torch.zeros_like(origin), value.clone()
         for query in range(attack.queries):
             if query:
@@ -115,7 +115,7 @@ class _Search:
                 seen = seen.to(value)
                 better = seen > value if done is None else (seen > value) | done
                 moves.settle(better)
-                value = self._settled(torch.where(better, seen, value), value)
+                value = torch.where(better & ~seen.isnan(), seen, value)
             if done is None or not bool(done.any()):
                 continue
             deltas[rows], values[rows], stopped[rows] = moves.delta(), value, done
@@ -127,10 +127,6 @@ class _Search:
         else:
             deltas[rows], values[rows] = moves.delta(), value
         return Ascent(deltas, values, Calls(calls), Flags(none, weird, stopped))
-
-    def _settled(self, seen: Tensor, value: Tensor) -> Tensor:
-        """What was seen, but where it is NaN."""
-        return torch.where(seen.isnan(), value, seen.to(value))
 
 
 def square(

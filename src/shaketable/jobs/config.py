@@ -22,7 +22,7 @@ class EvaluateConfig(Settings):
     split: Literal["train", "test", "all"] = "test"
     """Which part of it; of data without a test part, the test or training images that the run of MODEL drew from it."""
     count: int | None = Field(None, ge=1)
-    """Evaluate so many images, drawn by class. Default: all."""
+    """Evaluate so many images, drawn at random. Default: all."""
     attack: str = "pgd(steps=20)"
     """autoattack, apgd, square, pgd(steps=50, restarts=5), ..., or your own file.py:name."""
     norm: Norm = "linf"
