@@ -12,7 +12,7 @@ from shaketable.cli import main
 from shaketable.data import open_dataset
 from shaketable.data.decoding import image_at
 from shaketable.models import load
-from shaketable.report import read_json, same
+from shaketable.report import Report, read_json, same
 
 QUICK = [
     "--train-count", "100", "--validation-count", "20", "--test-count", "20", "--epochs", "8", "--batch-size", "10",
@@ -70,10 +70,15 @@ def test_the_report_is_what_the_library_gives_and_is_resumed_with_other_workers(
     assert found.mean("whole").value > 0
 
 
-def test_examples_are_the_first_images_as_the_attack_left_them(runs: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert main([*arguments(runs, out), "--seed", "3"]) == 0
-    section = next(s for s in read_json(out / "report.json").sections if s.title == "Examples")
+@pytest.fixture(scope="module")
+def claimed(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    out = tmp_path_factory.mktemp("claimed")
+    assert main([*arguments(runs, out), "--seed", "3", "--claimed", "0.1"]) == 0
+    return read_json(out / "report.json")
+
+
+def test_examples_are_the_first_images_as_the_attack_left_them(claimed: Report, tmp_path: Path) -> None:
+    section = next(s for s in claimed.sections if s.title == "Examples")
     sheet = image_at(_file(tmp_path, section.pictures[0].png), channels=1)[0]
     side, gap = 112, 4
     rows = [sheet[k * (side + gap) :][:side, :side] for k in range(5)]  # clean, then perturbed and difference, twice
@@ -87,10 +92,8 @@ def test_examples_are_the_first_images_as_the_attack_left_them(runs: list[str], 
     assert [row[:2] for row in verdicts] == [(r, k) for r in ("whole", "centre:0.3") for k in (1, 2, 3, 4)]
 
 
-def test_successes_inside_the_claimed_ball_are_reported(runs: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert main([*arguments(runs, out), "--claimed", "0.1"]) == 0
-    section = next(s for s in read_json(out / "report.json").sections if s.title == "Inside the claimed ball")
+def test_successes_inside_the_claimed_ball_are_reported(claimed: Report) -> None:
+    section = next(s for s in claimed.sections if s.title == "Inside the claimed ball")
     for _, _, errs, inside, reached in section.tables[0].rows:
         assert inside.n == errs.hits  # pyright: ignore
         assert 0 <= inside.hits <= inside.n  # pyright: ignore
