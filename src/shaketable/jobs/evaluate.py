@@ -128,6 +128,7 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
     y = None
     if config.region is not None:
         within, x, y = _on_region(subject)
+    misfits = _misfits(subject) if subject.attacked else ()
     keeper = keeper_of(config, subject.loaded, data, subject.ground) if subject.attacked else None
     searched = HalfSearch(attack) if config.search == "bfloat16" and subject.attacked else attack
     found = curve(
@@ -135,7 +136,7 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
         progress=counted(stage), kept=None if keeper is None else keeper.at,
     )  # fmt: skip
     if not subject.attacked or not max(config.eps) > 0:
-        return Evaluated(found, None, None)
+        return Evaluated(found, None, None, misfits=misfits)
     rows = torch.randperm(len(data), generator=generator(config.seed, "lint"))[:LINTED]
     sample = data.batch(rows).to(subject.ground.device)
     if within.mask is not None and len(cast(Tensor, within.mask)) > 1:
@@ -145,7 +146,7 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
     lints = lint(model, sample.x, sample.y, **options) if config.lints else None
     planted = selftest(model, sample.x[:TESTED], **options) if config.selftest else None
     half = None if searched is attack else compared(model, sample.x[:COMPARED], sample.y[:COMPARED], **options)
-    return Evaluated(found, lints, planted, half, 0 if keeper is None else keeper.found, _misfits(subject))
+    return Evaluated(found, lints, planted, half, 0 if keeper is None else keeper.found, misfits)
 
 
 def _misfits(subject: Subject) -> tuple[str, ...]:
