@@ -16,7 +16,7 @@ from ..core.perturb import Perturbation, drawn_start, perturb
 from ..core.record import Calls
 from ..core.seeds import generator as make_generator
 from .pgd import LOGIT_LOSSES, LogitLoss
-from .targets import TARGET_LOSSES, Towards, likeliest, looked
+from .targets import TARGET_LOSSES, Towards, abreast, likeliest, looked
 from .worst import Worst
 
 APGDLoss = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-targeted"]
@@ -27,7 +27,7 @@ class APGDAttack:
     """Auto-PGD on a loss of the logits, from a random start (Croce & Hein 2020; in l1 balls Croce & Hein 2021).
 
     How it climbs: `shaketable.core.APGD`. A targeted loss is raised for each of the classes that are likeliest at x, besides
-    the true one, in turn; what is wanted remains misclassification, as whatever class.
+    the true one, for as many at once as `abreast` says; what is wanted remains misclassification, as whatever class.
 
     Args:
         loss: "ce", "margin", "dlr" (the paper's APGD-DLR; three classes or more), a function of (logits (n, k), y (n,)) that
@@ -38,7 +38,8 @@ class APGDAttack:
             AutoAttack tries 5.
         rho: when a step is halved; .75, the paper's.
         staged: in l1 balls, come down from three times the radius; AutoAttack's way.
-        stop: drop an image as soon as it is misclassified, so that later steps, targets and restarts run on the others alone.
+        stop: drop an image, in all its runs, as soon as it is misclassified in one; later steps, targets and restarts run on
+            the others alone.
             `evaluate` switches it on when it measures accuracy.
 
     Cost, of an image: `steps` forward and backward passes to the input and one more forward pass, times restarts, times
@@ -108,21 +109,24 @@ class APGDAttack:
         worst = Worst(first.origin, within.on(first.origin), compares=True)
         worst.take(worst.left(), replace(first, value=None), first.flags.stopped)
         once, climbed, refused = replace(self._ascent(), restarts=1), False, None
-        for target in [target for target in classes.unbind(1) for _ in range(self.restarts)]:
-            rows = worst.left()
-            if not len(rows):
-                break
-            start = drawn_start("sample", worst.x, worst.within, generator)  # of all, whoever is left
-            assert isinstance(start, Tensor)
-            objective = Towards(model, y[rows], target[rows], loss, self.stop)
-            part, ball = worst.x[rows], worst.within.rows(rows)
+        plan = [target for target in classes.unbind(1) for _ in range(self.restarts)]
+        while plan and len(rows := worst.left()):
+            width = abreast(worst.x[0], len(rows))
+            now, plan = torch.stack(plan[:width]), plan[width:]
+            starts = [drawn_start("sample", worst.x, worst.within, generator) for _ in now]  # of all, whoever is left
+            objective = Towards(model, y[rows], now[:, rows], loss, stops=self.stop)
+            every = rows.repeat(len(now))
+            start = torch.cat([start[rows] for start in starts])  # pyright: ignore
             try:
-                found = perturb(objective, part, ball, by=once, start=start[rows], generator=generator)
-            except GradientError as error:  # of this class; another may have one
+                found = perturb(
+                    objective, worst.x[every], worst.within.rows(every), by=once, start=start, generator=generator
+                )
+            except GradientError as error:  # of these classes; another may have one
                 refused = error
-                worst.refuse(rows, Calls(len(rows), len(rows)))
+                worst.refuse(rows, Calls(len(every), len(every)))
                 continue
             climbed = True
+            found = objective.best(found)
             worst.take(rows, found, found.flags.stopped)
         if refused is not None and not climbed:
             raise refused

@@ -14,6 +14,7 @@ from ..core.perturb import Perturbation
 from ..core.record import Calls, Flags
 from ..core.seeds import generator as make_generator
 from .minimal import Counted, Minimal, apart, prepared, require_count
+from .targets import abreast
 from .walk import Pace, Walk
 
 NORMS = ("linf", "l2", "l1")
@@ -35,14 +36,15 @@ class FABAttack:
     Args:
         targeted: aim at one class at a time, the likeliest other ones first (FAB-T of AutoAttack): a gradient a step instead
             of classes - 1. Success is any other class all the same; the labels given are the true ones.
-        targets: how many classes FAB-T aims at, at most those that there are; 9, AutoAttack's.
+        targets: how many classes FAB-T aims at, at most those that there are; 9, AutoAttack's. As many as `abreast` says are
+            walked to at once, if there is one restart.
         steps: of each run; 100, the paper's and AutoAttack's.
         restarts: runs for each target, the first from the image itself, others from random points; 1 in AutoAttack's
             standard ensemble, 5 of the untargeted attack in its plus version.
         alpha_max, eta, beta: .1, 1.05 and .9, those of the paper's code for all norms, and AutoAttack's.
         search: steps of the final search; 3, the paper's. AutoAttack makes none.
-        stop: drop an image as soon as a point in the ball is found: the verdicts are the same, the points are not the
-            nearest. `evaluate` switches it on when it measures accuracy.
+        stop: drop an image, with all its walks, as soon as a point in the ball is found: the verdicts are the same, the
+            points are not the nearest. `evaluate` switches it on when it measures accuracy.
 
     The point of an image that is not fooled is the image itself: FAB looks for near points, not for high losses, so no
     robust loss can be read from it. No value is returned.
@@ -107,8 +109,8 @@ class FABAttack:
         with apart(x, generator):
             radius = torch.as_tensor(ball.reach(x), device=x.device).to(x).flatten().expand(len(x))
             walk = self._walked(counted, x, y, ball, radius, generator, radius if self.stop else None)
-            hit = walk.size <= radius
-            delta = torch.where(hit[:, None], walk.delta, 0.0).unflatten(1, walk.shape)
+            hit = walk.best.size <= radius
+            delta = torch.where(hit[:, None], walk.best.delta, 0.0).unflatten(1, walk.shape)
             point, size = ball.clip(x + delta), ball.size(delta, x)
         return Perturbation(x, delta, point, None, size, counted.calls, walk.flags(hit))
 
@@ -117,15 +119,16 @@ class FABAttack:
     ) -> Walk:
         """All runs: the restarts for each target, of the images that are not finished."""
         walk = Walk(model, x, y, ball, Pace(self.steps, self.alpha_max, self.eta, self.beta, self.search), radius)
-        targets = walk.ranks[:, : self.targets].unbind(1) if self.targeted else (None,)
-        for target in targets:
-            for restart in range(self.restarts):
-                rows = walk.open_rows()
-                if not len(rows):
-                    return walk
-                walk.run(rows, target, None if restart == 0 else walk.start(reach, generator))
-                if radius is not None:
-                    walk.close_in(walk.open_rows())
+        targets = walk.ranks[:, : self.targets] if self.targeted else None
+        count = 1 if targets is None else targets.shape[1]
+        plan = [(k, restart) for k in range(count) for restart in range(self.restarts)]
+        while plan and len(rows := walk.open_rows()):
+            width = abreast(x[0], len(rows)) if self.restarts == 1 else 1  # a restart knows what was found before it
+            now, plan = plan[:width], plan[width:]
+            towards = None if targets is None else targets[rows][:, [k for k, _ in now]].T
+            walk.run(rows, towards, walk.start(reach, generator) if now[0][1] else None)
+            if radius is not None:
+                walk.close_in(walk.open_rows())
         if radius is None:
             walk.close_in(walk.open_rows())
         return walk
@@ -172,7 +175,7 @@ def fab(
     with apart(x, generator):
         cap = x.new_full((len(x),), float(ball.radius))
         walk = attack._walked(counted, x, y, ball, cap, generator, None)
-        found = torch.isfinite(walk.size)
-        point = ball.clip(x + torch.where(found[:, None], walk.delta, 0.0).unflatten(1, walk.shape))
+        found = torch.isfinite(walk.best.size)
+        point = ball.clip(x + torch.where(found[:, None], walk.best.delta, 0.0).unflatten(1, walk.shape))
     assert isinstance(point, Tensor)
-    return Minimal(point, walk.size, found, counted.calls)
+    return Minimal(point, walk.best.size, found, counted.calls)
