@@ -18,6 +18,7 @@ from shaketable.attacks.twin import quick_twin
 from shaketable.core import PGD, Ball, ce, generator, perturb
 
 BALL = Ball("linf", EPS, box=(0, 1))
+SIZES = (64, 100, 256)
 
 
 @dataclass(frozen=True)
@@ -150,5 +151,5 @@ def robust_accuracy(name: str, steps: int, count: int, repetitions: int) -> Iter
 
 
 def _better_size(run: Callable[[int], Any]) -> int:
-    seconds = interleave({str(b): partial(run, b) for b in (64, 100)}, 2)
-    return min((64, 100), key=lambda b: min(seconds[str(b)]))
+    seconds = interleave({str(b): partial(run, b) for b in SIZES}, 2)
+    return min(SIZES, key=lambda b: min(seconds[str(b)]))

@@ -57,7 +57,8 @@ def evaluate(
         measure: "accuracy": images that the model gets wrong are not attacked, and an attack that can is told to drop an
             image once it is fooled; "loss": every image is attacked to the end, for the robust loss (the mean over images
             of the highest loss found, Stutz et al. 2021; take restarts=10 and keep="best" for their RLoss).
-        batch_size: how many images of a tensor or a Dataset make a batch, 100. Batches that are given stay as they are.
+        batch_size: how many images of a tensor or a Dataset make a batch; None: 256 small ones, of CIFAR-10's size at
+            most, else 100. Batches that are given stay as they are.
         points: keep the adversarial images; they take as much memory as the images.
         progress: called after each batch with the number of its images.
         share: processes that share the batches, each every count-th one; all get the whole evaluation, which is the one

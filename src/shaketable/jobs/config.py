@@ -37,8 +37,8 @@ class EvaluateConfig(Settings):
     """Plant adversarial examples that are there for certain, and see if the attack finds them."""
     search: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 may be faster; what it finds is confirmed in float32, and the difference measured on 100 images."""
-    batch_size: int = Field(100, ge=1)
-    """Images a batch."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images a batch. Default: 256 where they are small, as CIFAR-10's, else 100."""
     architecture: str | None = None
     """For a bare state dict: which architecture it is of."""
     mean: tuple[float, ...] | None = None

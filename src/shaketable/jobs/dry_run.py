@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..attacks import evaluate
+from ..attacks.batches import usual_size
 from ..core import ConfigError
 from ..runs import duration
 from .config import DemoConfig, EvaluateConfig, TrainConfig
@@ -139,7 +140,7 @@ def _evaluation(config: EvaluateConfig) -> Estimate:
     from .evaluate import prepare_evaluation
 
     subject = prepare_evaluation(config)
-    size = min(config.batch_size, len(subject.data))
+    size = min(config.batch_size or usual_size(subject.data), len(subject.data))
     part = subject.data.take(torch.arange(size))
     times: list[float] = []
     for _ in range(2):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, Curve, Lints, SelfTest, curve, lint, selftest
+from ..attacks.batches import usual_size
 from ..attacks.half import Compared, HalfSearch, compared
 from ..attacks.regions import mask_of
 from ..core import Ball, ConfigError, generator
@@ -171,7 +172,9 @@ def _on_region(subject: Subject) -> tuple[Ball, Dataset | Tensor, Tensor | None]
     if mask is not None and len(mask) == 1:
         return replace(within, mask=mask), data, None
     source = generator(config.seed, "region")
-    parts = [data.batch(rows).to(device) for rows in torch.arange(len(data)).split(config.batch_size)]
+    parts = [
+        data.batch(rows).to(device) for rows in torch.arange(len(data)).split(config.batch_size or usual_size(data))
+    ]
     masks = [cast(Tensor, mask_of(config.region, model, part.x, part.y, source)) for part in parts]
     return replace(within, mask=torch.cat(masks)), torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..attacks.batches import usual_size
 from ..attacks.parts import Part, Parts
 from ..files import sha256_of
 from ..plugins import names_code
@@ -59,7 +60,7 @@ def keeper_of(config: EvaluateConfig, loaded: Any, data: Any, ground: Ground) ->
         return None
     settings = {
         "attack": config.attack, "search": config.search, "norm": config.norm, "region": config.region, "code": code,
-        "batch_size": config.batch_size, "device": str(ground.device), "threads": torch.get_num_threads(),
+        "batch_size": config.batch_size or usual_size(data), "device": str(ground.device), "threads": torch.get_num_threads(),
     }  # fmt: skip
     model, images = model_hash(loaded), data.fingerprint
 
