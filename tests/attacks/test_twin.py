@@ -4,9 +4,11 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shaketable.attacks.twin import quick_twin
+from shaketable.models.foreign import Exported
 
 
 def _gradient(model: nn.Module, x: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,3 +108,91 @@ class _Locked(nn.Module):
 )
 def test_the_model_itself_where_nothing_is_gained(model) -> None:  # pyright: ignore
     assert quick_twin(model) is model
+
+
+class Padded(nn.Module):
+    """Convolutions as programs that come from TensorFlow Lite have them: each with a padding before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 3, 2), nn.Conv2d(4, 4, 3)]
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = [(1, 1, 2, 2), (0, 0, 0, 0), (0, 1, 0, 1), (1, 1, 1, 1)]
+        for convolution, side in zip(self.convolutions, sides, strict=True):
+            x = convolution(F.pad(x, side)).clamp(0, 6)
+        return self.head(F.pad(x, (1, 1, 1, 1)).sum((2, 3)))
+
+
+class Viewed(nn.Module):
+    """A network that cannot take images of another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 100, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.convolution(x).view(x.shape[0], -1))
+
+
+class InPlace(nn.Module):
+    """A network that writes into what a padding by nothing has copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0)).mul_(2.0).sum((2, 3))
+
+
+def exported(net: nn.Module) -> Exported:
+    sizes = {"x": {0: torch.export.Dim("n", min=1, max=64)}}
+    program = torch.export.export(net.eval(), (torch.zeros(2, 3, 12, 12),), dynamic_shapes=sizes)
+    return Exported(program.module(), (None, 3, 12, 12), (1, 64))
+
+
+def paddings(model: Exported) -> list[list[int]]:
+    return [list(node.args[1]) for node in model.program.graph.nodes if "pad" in str(node.target)]  # pyright: ignore
+
+
+def test_a_program_loses_its_idle_paddings() -> None:
+    torch.manual_seed(0)
+    model = exported(Padded())
+    twin = quick_twin(model)
+    assert paddings(model) == [[1, 1, 2, 2], [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert paddings(twin) == [[0, 1, 0, 1], [1, 1, 1, 1]]  # one that is not the same on both sides, one that is summed
+    x = torch.rand(7, 3, 12, 12)
+    same_passes(model, twin, x)
+    assert twin.takes
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    same_passes(model, twin, x)  # the weights are the model's own
+
+
+def test_a_program_that_looks_by_view_gets_its_images_as_they_are() -> None:
+    model = exported(Viewed())
+    twin = quick_twin(model)
+    x = torch.rand(7, 3, 12, 12)
+    same_passes(model, twin, x)
+    assert not twin.takes
+
+
+def test_a_program_that_writes_keeps_its_paddings() -> None:
+    model = exported(InPlace())
+    twin = quick_twin(model)
+    x = torch.rand(7, 3, 12, 12)
+    kept = x.clone()
+    assert paddings(twin) == [[0, 0, 0, 0]]
+    assert torch.allclose(twin(x), model(x))
+    assert torch.equal(x, kept)
+
+
+def same_passes(model: Exported, twin: Exported, x: Tensor) -> None:
+    """Logits and gradients are the same but for rounding."""
+    found = []
+    for one in (model, twin):
+        point = x.clone().requires_grad_()
+        logits = one(point)
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), point)))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)

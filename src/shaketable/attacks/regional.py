@@ -20,6 +20,7 @@ from .events import Event, Norms, norms
 from .regions import mask_of
 from .towards import TARGET_LOSSES, TargetLoss, Towards
 from .trajectory import Path, schedule
+from .twin import quick_twin
 
 BATCH = 32  # iterates between two checks are kept as signs: 16 bytes an entry at most
 PRESETS: dict[str, dict[str, Any]] = {
@@ -131,7 +132,8 @@ def regional(
     none of that is repeated here. float32 cross-entropy saturates: see `Regional.saturated`.
 
     Cost: steps + 1 forward and `steps` backward passes of the source an image; of each watched model a forward pass a check
-    until it is fooled, the iterates of one gap where it is, and one at the end.
+    until it is fooled, the iterates of one gap where it is, and one at the end. On a CPU the path of a convolutional source is
+    walked on a copy (`quick_twin`), whose logits are the source's but for rounding.
 
     Raises:
         InputError: what `batches` refuses; an unknown stop, check or loss; a target that is the true class; watched models of
@@ -146,12 +148,12 @@ def regional(
     draws = torch.rand(len(x), generator=make_generator(seed, "regional"), dtype=torch.float64).to(x.device)
     if target is not None and (target.shape != y.shape or bool((target == y).any())):
         raise InputError("target", "a class other than the true one for each image", "others", "Choose wrong classes.")
-    found, first, checks = [], 0, schedule(steps, check == "every")
+    source, found, first, checks = quick_twin(model), [], 0, schedule(steps, check == "every")
     kept = {"step": step, "checks": checks, "drop": stop == "first-transfer", "keep": points is True}
     for images, labels, ball in batches(x, y, Ball("linf", 1.0, box=(0, 1), mask=mask), batch_size or BATCH):
         rows = slice(first, first + len(images))
         goal = None if target is None else target[rows].long()
-        objective = Towards(model, labels, draws[rows], loss, target=goal)
+        objective = Towards(source, labels, draws[rows], loss, target=goal)
         path = Path(objective, watched, images, labels, ball.mask, **kept)  # pyright: ignore[reportArgumentType]
         with torch.inference_mode(False), torch.no_grad(), own_random_state([images]):
             path.run()

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.foreign import Exported
+from .twin_of_program import quick_program
+
 
 def quick_twin(model: Any) -> Any:
     """A frozen copy of a convolutional model whose passes to the input are faster on a CPU.
@@ -25,6 +28,8 @@ def quick_twin(model: Any) -> Any:
     CNN takes 1.2 times less, of a small CNN with max pooling 1.5 times less; `benchmarks/run.py` measures it again. Who
     uses the copy to find points must judge them by the model itself. No parameter of the copy requires a gradient.
 
+    Of an exported program: `quick_program`, which shares its weights.
+
     Returns the model itself where nothing is gained or a copy cannot be made: no module, no convolution in float32, another
     device than the CPU, or a module that refuses to be copied.
 
@@ -32,6 +37,8 @@ def quick_twin(model: Any) -> Any:
     """
     if not isinstance(model, nn.Module):
         return model
+    if isinstance(model, Exported) and all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers())):
+        return quick_program(model)
     tensors = [*model.parameters(), *model.buffers()]
     convolves = any(
         isinstance(module, nn.Conv2d) and module.weight.dtype == torch.float32 for module in model.modules()
