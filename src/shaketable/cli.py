@@ -20,9 +20,9 @@ from .version import __version__
 VERBS = {
     "train": ("train_config.TrainConfig", "train a model that holds (AT, TRADES, MART, RST, ..., with or without AWP)"),
     "pseudolabel": ("pseudolabel_config.PseudolabelConfig", "label images by a model, to train with"),
-    "study": ("study_config.StudyConfig", "a grid of trainings over seeds, with paired differences"),
+    "study": ("study.config.StudyConfig", "a grid of trainings over seeds, with paired differences"),
     "study flatness": (
-        "flatness_study_config.FlatnessStudyConfig",
+        "flatness_study.config.FlatnessStudyConfig",
         "whether flatness goes with robustness, over many models, and what else explains it",
     ),
     "reproduce": ("reproduce_config.ReproduceConfig", "published numbers beside those of the runs that are there"),
@@ -35,8 +35,8 @@ VERBS = {
         "transfer_config.TransferConfig",
         "which models are fooled by perturbations made on others, by region",
     ),
-    "flatness": ("flatness_config.FlatnessConfig", "how flat the robust loss is around a model's weights"),
-    "landscape": ("landscape_config.LandscapeConfig", "the adversarial loss around a model's weights, drawn"),
+    "flatness": ("flatness.config.FlatnessConfig", "how flat the robust loss is around a model's weights"),
+    "landscape": ("landscape.config.LandscapeConfig", "the adversarial loss around a model's weights, drawn"),
     "demo": ("config.DemoConfig", "AT against AT-AWP on embedded images, in minutes"),
 }
 """Verb, of one word or two -> its config in `jobs` and what it does; `run` of its job does it (see `_job`)."""
@@ -133,8 +133,10 @@ def _verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _job(verb: str) -> str:
-    """The module of `jobs` that does a verb: that of its config without "_config", or the verb itself."""
-    module = VERBS[verb][0].partition(".")[0]
+    """The module of `jobs` that does a verb: `run` beside its config, or the config's without "_config", or the verb itself."""
+    module = VERBS[verb][0].rpartition(".")[0]
+    if module.endswith(".config"):
+        return module.removesuffix("config") + "run"
     return module.removesuffix("_config") if module.endswith("_config") else verb
 
 
@@ -157,7 +159,7 @@ def _parse(verb: str, rest: list[str]) -> tuple[Options, Any]:
 
 
 def _config_class(verb: str) -> Any:
-    module, _, name = VERBS[verb][0].partition(".")
+    module, _, name = VERBS[verb][0].rpartition(".")
     return getattr(import_module(f".jobs.{module}", __package__), name)
 
 

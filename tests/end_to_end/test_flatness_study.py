@@ -10,8 +10,8 @@ from scipy import stats
 
 from shaketable import cli
 from shaketable.cli import main
-from shaketable.jobs.study import prepare_study
-from shaketable.jobs.study_config import StudyConfig
+from shaketable.jobs.study.config import StudyConfig
+from shaketable.jobs.study.run import prepare_study
 from shaketable.report import Report, read_json, same
 
 TABLE = """\
@@ -120,7 +120,8 @@ def test_verbs_of_two_words_and_those_of_one_beside_them(capsys: pytest.CaptureF
     assert cli._verb(["study", "flatness", "r.toml"]) == ("study flatness", ["r.toml"])
     assert cli._verb(["study", "flat.toml"]) == ("study", ["flat.toml"])
     assert cli._verb(["study"]) == ("study", [])
-    assert cli._job("study flatness") == "flatness_study"
+    assert cli._job("study flatness") == "flatness_study.run"
+    assert cli._job("transfer") == "transfer"
     assert cli._job("evaluate") == "evaluate"
     monkeypatch.setitem(cli.VERBS, "plant seed", ("plant_seed_config.PlantSeedConfig", "for this test"))
     assert cli._verb(["plant", "sed"]) == ("plant sed", [])
@@ -198,7 +199,8 @@ def test_a_recipes_models_are_measured_compared_and_correlated(measured: Report,
 def test_run_again_it_measures_nothing_and_says_the_same_and_so_does_its_table(
     measured: Report, trained: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    from shaketable.jobs import flatness_cells, flatness_standing
+    from shaketable.jobs.flatness import cells as flatness_cells
+    from shaketable.jobs.flatness_study import standing as flatness_standing
 
     def fail(*_: Any) -> Any:
         raise AssertionError("measured again")

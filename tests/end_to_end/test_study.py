@@ -14,7 +14,7 @@ import pytest
 
 from shaketable import models
 from shaketable.cli import main
-from shaketable.jobs import study_record
+from shaketable.jobs.study import record as study_record
 from shaketable.report import Report, read_json
 
 RECIPE = """\

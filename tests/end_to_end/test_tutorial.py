@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import shaketable as st
 from shaketable.cli import _parse, main
-from shaketable.jobs.study_recipe import cells_of, read
+from shaketable.jobs.study.recipe import cells_of, read
 from shaketable.jobs.train_config import TrainConfig
 from shaketable.jobs.train_plan import plan_of
 from shaketable.plugins import load

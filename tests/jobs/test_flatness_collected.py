@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from shaketable.jobs.flatness_collected import Contrasts, columns_of, contrasts_of, sheet_of
-from shaketable.jobs.flatness_contrasts_report import contrast_metrics, contrast_sections, contrast_sentences
-from shaketable.jobs.flatness_models import Found, Measured, Row, _useless, row_name
-from shaketable.jobs.flatness_recipe import FlatnessPlan, plan_of
-from shaketable.jobs.flatness_standing import Standing
-from shaketable.jobs.flatness_table import Choices, table_of
-from shaketable.jobs.study_recipe import read
+from shaketable.jobs.flatness_study.collected import Contrasts, columns_of, contrasts_of, sheet_of
+from shaketable.jobs.flatness_study.contrasts_report import contrast_metrics, contrast_sections, contrast_sentences
+from shaketable.jobs.flatness_study.models import Found, Measured, Row, _useless, row_name
+from shaketable.jobs.flatness_study.recipe import FlatnessPlan, plan_of
+from shaketable.jobs.flatness_study.standing import Standing
+from shaketable.jobs.flatness_study.table import Choices, table_of
+from shaketable.jobs.study.recipe import read
 
 SEEDS = (5, 6, 7)
 FLATNESS = {"at": [1.2, 1.0, 1.3], "awp": [0.3, 0.4, 0.2], "sam": [1.1, 1.3, 1.2]}

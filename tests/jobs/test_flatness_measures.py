@@ -8,9 +8,9 @@ import pytest
 
 from shaketable.core import PGD, ConfigError
 from shaketable.flatness import Average, Worst
-from shaketable.jobs.flatness_config import FlatnessConfig
-from shaketable.jobs.flatness_measures import Chosen, chosen_of, to_json
-from shaketable.jobs.flatness_precise import Precise, cheaper_than
+from shaketable.jobs.flatness.config import FlatnessConfig
+from shaketable.jobs.flatness.measures import Chosen, chosen_of, to_json
+from shaketable.jobs.flatness.precise import Precise, cheaper_than
 from shaketable.runs import Cell
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from shaketable.core import ConfigError
-from shaketable.jobs.flatness_recipe import FlatnessPlan, plan_of
-from shaketable.jobs.study import prepare_study
-from shaketable.jobs.study_config import StudyConfig
-from shaketable.jobs.study_recipe import read
+from shaketable.jobs.flatness_study.recipe import FlatnessPlan, plan_of
+from shaketable.jobs.study.config import StudyConfig
+from shaketable.jobs.study.recipe import read
+from shaketable.jobs.study.run import prepare_study
 
 STUDY = """\
 title = "A study"

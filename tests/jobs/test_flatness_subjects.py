@@ -11,14 +11,14 @@ import torch
 
 from shaketable.core import Calls, ConfigError, DataError, ModelError
 from shaketable.flatness import Flatness
-from shaketable.jobs import flatness_cells
-from shaketable.jobs.flatness import Job, Measured, Measurement, left_of, measured_of
-from shaketable.jobs.flatness_cells import ImagePlace, ModelPlace, flatness_of, model_hash, task_of, to_json
-from shaketable.jobs.flatness_config import FlatnessConfig
-from shaketable.jobs.flatness_findings import findings
-from shaketable.jobs.flatness_measures import chosen_of
-from shaketable.jobs.flatness_subjects import Images, Source, Subject, images_of, sources_of
-from shaketable.jobs.flatness_text import over, sentences, title_of
+from shaketable.jobs.flatness import cells as flatness_cells
+from shaketable.jobs.flatness.cells import ImagePlace, ModelPlace, flatness_of, model_hash, task_of, to_json
+from shaketable.jobs.flatness.config import FlatnessConfig
+from shaketable.jobs.flatness.findings import findings
+from shaketable.jobs.flatness.measures import chosen_of
+from shaketable.jobs.flatness.run import Job, Measured, Measurement, left_of, measured_of
+from shaketable.jobs.flatness.subjects import Images, Source, Subject, images_of, sources_of
+from shaketable.jobs.flatness.text import over, sentences, title_of
 from shaketable.jobs.ground import prepare
 from shaketable.jobs.run_images import training_of
 from shaketable.models import Contract, ModelSpec, build, load, save

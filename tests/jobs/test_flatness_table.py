@@ -9,10 +9,10 @@ import pytest
 
 from shaketable.core import ConfigError
 from shaketable.flatness.groups import BOUNDS
-from shaketable.jobs.flatness_analysis import Analysis, analyse
-from shaketable.jobs.flatness_sheet import read_sheet
-from shaketable.jobs.flatness_study_record import write_table
-from shaketable.jobs.flatness_table import Choices, Table, family_of, table_of
+from shaketable.jobs.flatness_study.analysis import Analysis, analyse
+from shaketable.jobs.flatness_study.record import write_table
+from shaketable.jobs.flatness_study.sheet import read_sheet
+from shaketable.jobs.flatness_study.table import Choices, Table, family_of, table_of
 
 PAPERS = "model,TE,RTE_PGD,RTE_AA,avgCE,worstCE,avgRLoss,worstRLoss,RLoss,trRLoss\n"
 

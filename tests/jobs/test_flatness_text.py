@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from shaketable.flatness.models_table import Models
-from shaketable.jobs.flatness_analysis import Analysis, analyse
-from shaketable.jobs.flatness_study_report import correlation_sections, findings, headline
-from shaketable.jobs.flatness_study_text import sentences
-from shaketable.jobs.flatness_table import Table
+from shaketable.jobs.flatness_study.analysis import Analysis, analyse
+from shaketable.jobs.flatness_study.report import correlation_sections, findings, headline
+from shaketable.jobs.flatness_study.table import Table
+from shaketable.jobs.flatness_study.text import sentences
 
 
 def analysis(columns: Mapping[str, Sequence[float]], given: Sequence[str], families: Sequence[str] = ()) -> Analysis:

@@ -14,9 +14,9 @@ from shaketable.cli import _parse, main
 from shaketable.jobs.ground import config_of
 from shaketable.jobs.reproduce_recipes import TrainingRecipe, read
 from shaketable.jobs.reproduce_runs import WITHOUT
-from shaketable.jobs.study_plan import runs_of
-from shaketable.jobs.study_recipe import read as read_study
-from shaketable.jobs.study_verbs import identity
+from shaketable.jobs.study.plan import runs_of
+from shaketable.jobs.study.recipe import read as read_study
+from shaketable.jobs.study.verbs import identity
 from shaketable.jobs.train_config import TrainConfig
 from shaketable.jobs.train_plan import plan_of
 from shaketable.models import ModelSpec, build

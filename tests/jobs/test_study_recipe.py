@@ -10,10 +10,10 @@ import pytest
 from shaketable.core.errors import ConfigError, DataError, InputError
 from shaketable.jobs.config import EvaluateConfig
 from shaketable.jobs.pseudolabel_config import PseudolabelConfig
-from shaketable.jobs.study import estimate, prepare_study
-from shaketable.jobs.study_config import StudyConfig
-from shaketable.jobs.study_plan import Run, runs_of
-from shaketable.jobs.study_recipe import cells_of, read
+from shaketable.jobs.study.config import StudyConfig
+from shaketable.jobs.study.plan import Run, runs_of
+from shaketable.jobs.study.recipe import cells_of, read
+from shaketable.jobs.study.run import estimate, prepare_study
 from shaketable.jobs.train_config import TrainConfig
 
 GOOD = """\

@@ -9,11 +9,11 @@ import pytest
 from shaketable.core import ConfigError
 from shaketable.files import sha256_of
 from shaketable.jobs.ground import config_of
-from shaketable.jobs.study_plan import Run, runs_of
-from shaketable.jobs.study_pool import LOG, Ended, Pool, _error, _locked
-from shaketable.jobs.study_recipe import Recipe
-from shaketable.jobs.study_runs import Outcome, _due, execute, outcome_of
-from shaketable.jobs.study_verbs import require_same
+from shaketable.jobs.study.plan import Run, runs_of
+from shaketable.jobs.study.pool import LOG, Ended, Pool, _error, _locked
+from shaketable.jobs.study.recipe import Recipe
+from shaketable.jobs.study.runs import Outcome, _due, execute, outcome_of
+from shaketable.jobs.study.verbs import require_same
 from shaketable.jobs.train_config import TrainConfig
 from shaketable.report import Hashes, Report, write_json
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shaketable.jobs.measured import FINAL, QUANTITIES, Curve, measured_of
-from shaketable.jobs.study_plan import runs_of
-from shaketable.jobs.study_recipe import Recipe
-from shaketable.jobs.study_runs import Outcome
-from shaketable.jobs.study_summary import MEASURES, Summary, holm, mean_curve, measures_of, p_value, summarise
+from shaketable.jobs.study.plan import runs_of
+from shaketable.jobs.study.recipe import Recipe
+from shaketable.jobs.study.runs import Outcome
+from shaketable.jobs.study.summary import MEASURES, Summary, holm, mean_curve, measures_of, p_value, summarise
 from shaketable.report import Chart, Finding, Report, Section, Series, number_metric, rate_metric
 from shaketable.stats import Mean, Rate, mean
 

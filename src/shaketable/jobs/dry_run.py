@@ -15,11 +15,11 @@ from ..attacks.batches import usual_size
 from ..core import ConfigError
 from ..runs import duration
 from .config import DemoConfig, EvaluateConfig, TrainConfig
-from .flatness_config import FlatnessConfig
-from .flatness_study_config import FlatnessStudyConfig
-from .landscape_config import LandscapeConfig
+from .flatness.config import FlatnessConfig
+from .flatness_study.config import FlatnessStudyConfig
+from .landscape.config import LandscapeConfig
 from .pseudolabel_config import PseudolabelConfig
-from .study_config import StudyConfig
+from .study.config import StudyConfig
 
 STEPS = 4  # timed, after one that is not
 
@@ -61,11 +61,11 @@ def estimate(config: Any) -> Any:
     if isinstance(config, PseudolabelConfig):
         return _labelling(config)
     if isinstance(config, StudyConfig):
-        from .study import estimate as of_study
+        from .study.run import estimate as of_study
 
         return of_study(config, _training)
     if isinstance(config, FlatnessStudyConfig):
-        from .flatness_study import estimate as of_flatness_study
+        from .flatness_study.run import estimate as of_flatness_study
 
         return of_flatness_study(config, _training)
     if isinstance(config, FlatnessConfig):
@@ -157,7 +157,7 @@ def _flatness(config: FlatnessConfig) -> Estimate:
     """What is not in the ledger yet, by the passes of each measurement and the time of a pass, shared by the workers."""
     from ..core import PGD, generator
     from ..core.measure import measure
-    from .flatness import left_of, prepare_flatness
+    from .flatness.run import left_of, prepare_flatness
 
     job = prepare_flatness(config)
     first, left = job.measurements[0], left_of(job)
@@ -179,8 +179,8 @@ def _flatness(config: FlatnessConfig) -> Estimate:
 
 def _landscape(config: LandscapeConfig) -> Estimate:
     """All points, those that the ledger has included, by the time of one, shared by the workers."""
-    from .landscape import timed
-    from .landscape_plan import prepare_landscape
+    from .landscape.plan import prepare_landscape
+    from .landscape.run import timed
 
     job = prepare_landscape(config)
     step = timed(job)

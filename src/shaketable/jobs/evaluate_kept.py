@@ -14,7 +14,7 @@ from ..files import sha256_of
 from ..plugins import names_code
 from ..runs import Cell, Ledger
 from .config import EvaluateConfig
-from .flatness_cells import model_hash
+from .flatness.cells import model_hash
 from .ground import Ground
 
 FOLDER, MEASURE, VERSION = "batches", "evaluate", 1

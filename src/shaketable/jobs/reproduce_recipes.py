@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core.errors import ConfigError
 from ..plugins import nearest, nearest_file
 from .measured import QUANTITIES
-from .study_recipe import refusal
+from .study.recipe import refusal
 from .train_config import TrainConfig
 
 T = TypeVar("T", bound=BaseModel)

@@ -9,11 +9,11 @@ from ..core.errors import ShaketableError
 from ..report import Metric
 from ..runs import differences
 from ..stats import Mean, Rate, mean
-from . import study_record
 from .ground import config_of
 from .measured import measured_of
 from .reproduce_recipes import TrainingRecipe
-from .study_verbs import MACHINE, finished, identity
+from .study import record as study_record
+from .study.verbs import MACHINE, finished, identity
 
 WITHOUT = (*MACHINE, "seed")
 """What a run may have other than its recipe."""

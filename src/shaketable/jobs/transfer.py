@@ -17,7 +17,7 @@ from ..models import Contract, check
 from ..report import Report
 from ..runs import Cell, Ledger, Progress, Task, fill
 from .choices import choose, code_of
-from .flatness_cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
+from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
 from .ground import Ground, prepare
 from .transfer_config import REGIONAL, TransferConfig
 

@@ -1,0 +1,1 @@
+"""How flat the robust loss is around a model's weights: the verb `flatness`."""

@@ -1,0 +1,1 @@
+"""What flatness goes with, over many models: the verb `study flatness`."""

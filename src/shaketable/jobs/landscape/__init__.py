@@ -1,0 +1,1 @@
+"""The adversarial loss around weights, drawn: the verb `landscape`."""

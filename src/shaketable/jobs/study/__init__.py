@@ -1,0 +1,1 @@
+"""A recipe's trainings, compared over seeds: the verb `study`."""
