@@ -21,7 +21,7 @@ from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_h
 from .ground import Ground, prepare
 from .transfer_config import REGIONAL, TransferConfig
 
-CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 4
+CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 5
 CHECKED, EXAMPLES = 512, 4
 
 
