@@ -9,7 +9,7 @@ import shaketable as st
 
 # Real images: 5000 + 2000 of Fashion-MNIST come with the package. Inputs live in [0, 1].
 parts = st.data.open_parts("fashion-mnist")
-splits = st.data.split(parts.train, parts.test, train_count=500, test_count=200, seed=0)
+splits = st.data.split(parts.train, parts.test, train_count=300, test_count=100, seed=0)
 spec = st.models.ModelSpec("small_cnn", classes=10, channels=1, size=(28, 28), mean=(0.2860,), std=(0.3530,))
 model = st.models.build(spec, seed=0)
 linf, gen = st.Ball("linf", 0.1, box=(0, 1)), st.generator(0)
@@ -19,7 +19,7 @@ loss = st.training.trades(beta=6.0)
 optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
 gamma = st.Ball("l2", 0.005, per="tensor", relative=True)
 for epoch in range(10):
-    order = torch.randperm(500, generator=st.generator(0, "order", epoch))
+    order = torch.randperm(300, generator=st.generator(0, "order", epoch))
     for batch in splits.train.batches(50, order):
         x, y = batch.x, batch.y
         model.eval()
@@ -34,7 +34,7 @@ for epoch in range(10):
 model.eval()
 
 # Attacks: the core verb, the one-line form, and an evaluation that is recomputed and carries its interval.
-test = splits.test.batch(range(200))
+test = splits.test.batch(range(100))
 found = st.perturb(st.ce(model, test.y), test.x, linf, by=st.PGD(steps=20, keep="best"), start="sample", generator=gen)
 print("largest perturbation", float(found.size.max()), "for", found.calls)
 adv = st.attacks.pgd(model, test.x, test.y, eps=0.1, seed=0).point
@@ -48,7 +48,7 @@ print(st.attacks.lint(model, test.x, test.y, within=linf, attack=st.attacks.PGDA
 centre = st.attacks.regions.centre(test.x.shape, area=0.18)
 region = st.Ball("linf", 0.3, box=(0, 1), mask=centre)
 part = st.perturb(st.ce(model, test.y), test.x, region, start="sample", generator=gen)
-print("misclassified by the centre alone:", int((model(part.point).argmax(1) != test.y).sum()), "of 200")
+print("misclassified by the centre alone:", int((model(part.point).argmax(1) != test.y).sum()), "of 100")
 
 layer = "network.conv2"
 origin = st.activation(model, layer, test.x)

@@ -69,6 +69,7 @@ def test_the_images_are_those_of_the_source(fashion: Path):
         assert torch.equal(data.pixels.read(torch.arange(len(data))), images)
 
 
+@pytest.mark.full
 def test_the_tool_makes_it_again(fashion: Path):
     tool = Path(__file__).parents[2] / "tools" / "embed_fashion_mnist.py"
     made = subprocess.run(

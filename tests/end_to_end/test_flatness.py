@@ -55,6 +55,7 @@ def test_the_report_equals_the_library(run_folder: Path, tmp_path: Path) -> None
     assert right == [int((models.load(run_folder).model(batch.x).argmax(1) == batch.y).sum())] * 2
 
 
+@pytest.mark.full
 def test_workers_and_what_is_there_already_make_no_difference(run_folder: Path, tmp_path: Path) -> None:
     arguments = [
         str(run_folder),

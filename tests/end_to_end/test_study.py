@@ -167,6 +167,7 @@ lints = false
 """
 
 
+@pytest.mark.full
 def test_a_table_final_that_is_added_evaluates_the_last_epochs_and_trains_nothing(
     done: Path, recipe: Path, tmp_path: Path
 ):

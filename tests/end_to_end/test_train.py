@@ -45,6 +45,7 @@ def test_the_same_config_and_seed_give_the_same_report_and_the_same_bits(
     assert same(first.model_copy(update={"command": ""}), second.model_copy(update={"command": ""}))
 
 
+@pytest.mark.full
 def test_another_seed_gives_other_weights(run_folder: Path, quick: list[str], tmp_path: Path):
     out = tmp_path / "other"
     weights = ["--weights", "awp(gamma=0.005, warmup=4)"]
