@@ -407,3 +407,17 @@ def test_a_train_mode_model_is_refused(problem: Make, which: str) -> None:
     (p.model if which == "all" else p.model[1]).train()
     with pytest.raises(InputError, match="BatchNorm2d"):
         evaluate(p.model, p.x, p.y, within=BALL, seed=0)
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((3, 32, 32), [256, 4]), ((3, 40, 40), [100, 100, 60])])
+def test_small_images_make_larger_batches(shape: tuple[int, ...], sizes: list[int]) -> None:
+    """Where nobody says a size; the model is asked about each batch of clean images, and takes no other pass."""
+    seen: list[int] = []
+
+    def model(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return z.flatten(1)[:, :2] * torch.tensor([1.0, 0.0])
+
+    x = torch.full((260, *shape), 0.5)
+    evaluate(model, x, torch.ones(260, dtype=torch.int64), within=BALL, seed=0)  # all wrong: nothing to attack
+    assert seen == sizes

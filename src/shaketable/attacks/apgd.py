@@ -39,8 +39,7 @@ class APGDAttack:
         rho: when a step is halved; .75, the paper's.
         staged: in l1 balls, come down from three times the radius; AutoAttack's way.
         stop: drop an image, in all its runs, as soon as it is misclassified in one; later steps, targets and restarts run on
-            the others alone.
-            `evaluate` switches it on when it measures accuracy.
+            the others alone. `evaluate` switches it on when it measures accuracy.
 
     Cost, of an image: `steps` forward and backward passes to the input and one more forward pass, times restarts, times
     targets; with a targeted loss one forward pass before. With `stop` nothing after it is fooled.

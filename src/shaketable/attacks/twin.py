@@ -28,7 +28,7 @@ def quick_twin(model: Any) -> Any:
     CNN takes 1.2 times less, of a small CNN with max pooling 1.5 times less; `benchmarks/run.py` measures it again. Who
     uses the copy to find points must judge them by the model itself. No parameter of the copy requires a gradient.
 
-    Of an exported program: `quick_program`, which shares its weights.
+    Of an exported program it is no copy: see `quick_program`, whose weights are the model's own and require what they did.
 
     Returns the model itself where nothing is gained or a copy cannot be made: no module, no convolution in float32, another
     device than the CPU, or a module that refuses to be copied.

@@ -91,12 +91,8 @@ class Walk:
         runs, count = (1, len(images)) if targets is None else targets.shape
         rows, start = images.repeat(runs), torch.zeros_like(self.flat) if delta is None else delta
         towards, delta = None if targets is None else targets.flatten(), start[rows]
-        x, y, best, place = (
-            self.flat[rows],
-            self.y[rows],
-            self.best.of(rows),
-            torch.arange(len(rows), device=rows.device),
-        )
+        x, y, best = self.flat[rows], self.y[rows], self.best.of(rows)
+        place = torch.arange(len(rows), device=rows.device)
         for step in range(self.pace.steps):
             w, gap = self._plane(self._point(x, delta), y, towards, rows, runs if step == 0 else 0)
             delta = self._moved(x, delta, w, gap)
