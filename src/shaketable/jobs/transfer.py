@@ -15,7 +15,7 @@ from ..core import Ball, ConfigError, ModelError, generator
 from ..data import Dataset, open_dataset, parts_of
 from ..models import Contract, check
 from ..report import Report
-from ..runs import Cell, Ledger, Progress, Task, fill
+from ..runs import Cell, Ledger, Progress, Quiet, Task, fill
 from .choices import choose, code_of
 from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
 from .ground import Ground, prepare
@@ -49,7 +49,7 @@ class Job:
     tasks: Mapping[tuple[str, str], Task]
 
 
-def prepare_transfer(config: TransferConfig) -> Job:
+def prepare_transfer(config: TransferConfig, *, progress: Progress | None = None) -> Job:
     """Load every model once, check it against the images, and name every cell; nothing is written.
 
     Raises:
@@ -64,7 +64,7 @@ def prepare_transfer(config: TransferConfig) -> Job:
     if config.attack != REGIONAL:
         choose(config.attack, ATTACKS, "attack")
     images, data = _images(config)
-    models = tuple(_model(config, source, name, data, ground) for source, name in _named(config.model))
+    models = _models(config, data, ground, progress or Quiet())
     classes = {model.contract.classes for model in models}
     if len(classes) > 1:
         found = ", ".join(f"{m.name}: {m.contract.classes}" for m in models)
@@ -87,7 +87,7 @@ def run(config: TransferConfig, *, progress: Progress | None = None) -> Report:
     """
     from .transfer_report import report
 
-    job = prepare_transfer(config)
+    job = prepare_transfer(config, progress=progress)
     outcomes = fill(
         Ledger(config.out / CELLS), list(job.tasks.values()), workers=config.workers, threads=config.threads,
         progress=progress, label="transfer",
@@ -155,6 +155,16 @@ def _named(sources: tuple[str, ...]) -> list[tuple[str, str]]:
         if len(set(names)) == len(names):
             return list(zip(sources, names, strict=True))
     raise ConfigError("model", "each model once", " ".join(sources), "Leave out what is there twice.")
+
+
+def _models(config: TransferConfig, data: Dataset, ground: Ground, progress: Progress) -> tuple[Model, ...]:
+    named, models = _named(config.model), list[Model]()
+    with progress.stage("check the models", len(named)) as stage:
+        for source, name in named:
+            stage.update(len(models), name)
+            models.append(_model(config, source, name, data, ground))
+        stage.update(len(named))
+    return tuple(models)
 
 
 def _model(config: TransferConfig, source: str, name: str, data: Dataset, ground: Ground) -> Model:

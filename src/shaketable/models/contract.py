@@ -82,7 +82,7 @@ def check(
     stops anything.
 
     Cost, in passes of an image: n forward, 3 x 16 forward, 8 forward and 2 x 8 backward to the input; with labels and
-    trained, 4 to 13 guesses at the normalisation x 64 forward, and 256 more for each that is not worse at first.
+    trained, 4 to 13 guesses at the normalisation x the wrong images, 64 at most, and 256 for each that may gain enough.
     Nothing is left behind: buffers, modes, gradients and the global random state are as they were, also after an error.
 
     Checked by tests/models/test_contract.py.
