@@ -127,6 +127,49 @@ class Padded(nn.Module):
         return self.head(F.pad(x, (1, 1, 1, 1)).sum((2, 3)))
 
 
+class Uneven(nn.Module):
+    """Grouped convolutions, each after a padding that is not the same on both sides, and one that is dilated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(3, 3, 3, 2, groups=3),
+                nn.Conv2d(3, 6, (1, 3), groups=3),
+                nn.Conv2d(6, 6, 2, groups=2, dilation=2),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, side in zip(self.convolutions, [(0, 1, 0, 1), (2, 0, 3, 1), (0, 1, 1, 0)], strict=True):
+            x = convolution(F.pad(x, side))
+        return x.sum((2, 3))
+
+
+class Normed(nn.Module):
+    """Convolutions with batch normalisation, the last of which is read twice, and clamps of ReLUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4, affine=k != 1) for k in range(4)])
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, -1, 1)  # pyright: ignore
+            nn.init.uniform_(norm.running_var, 0.5, 2)  # pyright: ignore
+            if norm.affine:
+                nn.init.uniform_(norm.weight, -2, 2)  # pyright: ignore
+                nn.init.uniform_(norm.bias, -1, 1)  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions[:3], self.norms[:3], strict=True):
+            x = F.hardtanh(F.relu(norm(convolution(x))), 0.0, 1.5)
+        positive = F.relu(x - 0.5)
+        x = self.convolutions[3](F.hardtanh(positive, 0.0, 1.0) + F.hardtanh(positive, -1.0, 0.5))
+        return (self.norms[3](x) * x).sum((2, 3))
+
+
 class Viewed(nn.Module):
     """A network that cannot take images of another layout."""
 
@@ -155,6 +198,10 @@ def paddings(model: Exported) -> list[list[int]]:
     return [list(node.args[1]) for node in model.program.graph.nodes if "pad" in str(node.target)]  # pyright: ignore
 
 
+def operations(model: Exported, name: str) -> int:
+    return sum(f"aten.{name}." in str(node.target) for node in model.program.graph.nodes)  # pyright: ignore
+
+
 def test_a_program_loses_its_idle_paddings() -> None:
     torch.manual_seed(0)
     model = exported(Padded())
@@ -167,6 +214,35 @@ def test_a_program_loses_its_idle_paddings() -> None:
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     same_passes(model, twin, x)  # the weights are the model's own
+
+
+def test_grouped_convolutions_take_uneven_paddings() -> None:
+    torch.manual_seed(0)
+    model = exported(Uneven())
+    twin = quick_twin(model)
+    assert paddings(model) == [[0, 1, 0, 1], [2, 0, 3, 1], [0, 1, 1, 0]]
+    assert paddings(twin) == [
+        [1, 0, 1, 0],
+        [0, 2, 0, 2],
+        [0, 1, 1, 0],
+    ]  # of two kernels, and of the images of a dilated one
+    same_passes(model, twin, torch.rand(7, 3, 12, 12))
+    assert twin(torch.rand(7, 3, 12, 12)).shape == (7, 6)
+
+
+def test_a_program_loses_its_batch_normalisations_and_double_clamps() -> None:
+    torch.manual_seed(0)
+    model = exported(Normed())
+    twin = quick_twin(model)
+    assert (operations(model, "batch_norm"), operations(twin, "batch_norm")) == (4, 1)
+    assert (operations(model, "relu"), operations(twin, "relu")) == (4, 1)  # one is clamped below 0 as well
+    assert operations(twin, "conv2d") == 4
+    x = torch.rand(7, 3, 12, 12)
+    same_passes(model, twin, x)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(0.1 if tensor.is_floating_point() else 0)
+    same_passes(model, twin, x)  # the weights and statistics are the model's own
 
 
 def test_a_program_that_looks_by_view_gets_its_images_as_they_are() -> None:
