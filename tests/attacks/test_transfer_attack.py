@@ -49,23 +49,40 @@ def test_what_it_finds_on_one_model_is_shown_to_the_others(
             mask[..., 1:3, 1:3] = True
         ball = Ball("linf", 0.1, box=(0.0, 1.0), mask=mask)
         for source, target in found.pairs:
-            done = evaluate(models[source], x, y, within=ball, attack=attack, seed=3, measure="loss", points=True)
+            ok = right[source]
+            done = evaluate(
+                models[source], x[ok], y[ok], within=ball, attack=attack, seed=3, measure="loss", points=True
+            )
             assert done.points is not None
-            valid = right[source] & right[target]
-            fooled = models[target](done.points).argmax(1) != y
+            points = x.clone()
+            points[ok] = done.points
+            valid = ok & right[target]
+            fooled = models[target](points).argmax(1) != y
             rate = found.rate(source, target, place)
             assert rate == Rate(int((fooled & valid).sum()), int(valid.sum()))
             assert found.rate(source, target, place, oracle=True) == rate
-            white = models[source](done.points).argmax(1) != y
+            white = models[source](points).argmax(1) != y
             assert found.white_box(source, place).hits == int((white & right[source]).sum())
             hits += rate.hits
-            norm = found.rows[0]["regions"][place]["end"]["linf"]
-            assert max(norm) == pytest.approx(0.1, abs=1e-6)
+            part = next(row for row in found.rows if row["source"] == source)["regions"][place]
+            assert max(part["end"]["linf"]) == pytest.approx(0.1, abs=1e-6)
+            assert {size for size, fine in zip(part["end"]["linf"], ok.tolist(), strict=True) if not fine} <= {0.0}
+            assert part["calls"] == [done.calls.forward, done.calls.backward]
+            assert part["checks"] == 2 * (40 + int(ok.sum()))
     assert hits > 0
     assert found.attack == "it"
     with pytest.raises(InputError, match="class to lead to"):
         found.rate("a", "b", "whole", aimed=True)
     assert "oracle" not in str(found)
+
+
+def test_a_source_that_gets_nothing_right(models: dict[str, Any], images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
+    wrong = models | {"a": lambda z: -models["a"](z)}
+    row = attack_row("a", wrong, x, y, regions=REGIONS, attack=PGDAttack(steps=2), name="pgd", within=BALL, seed=3)
+    assert row["regions"]["centre"]["calls"] == [0, 0]
+    assert set(row["regions"]["centre"]["end"]["linf"]) == {0.0}
+    assert collected([row]).rate("a", "b", "whole").n == 0
 
 
 def test_rows_of_two_attacks_are_not_one_matrix(models: dict[str, Any], images: tuple[Tensor, Tensor]) -> None:

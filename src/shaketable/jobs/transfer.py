@@ -21,7 +21,8 @@ from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_h
 from .ground import Ground, prepare
 from .transfer_config import REGIONAL, TransferConfig
 
-CELLS, RUN, VERSION = "cells", "shaketable.jobs.transfer:measure", 5
+CELLS, RUN = "cells", "shaketable.jobs.transfer:measure"
+VERSION, VERSION_IN_A_BALL = 5, 6  # of the regional attack, and of another one in its ball
 CHECKED, EXAMPLES = 512, 4
 
 
@@ -195,7 +196,8 @@ def _task(
         "threads": threads,
         "size": list(data.size),
     }
-    cell = Cell(source.sha256, data.fingerprint, "transfer", VERSION, settings, config.seed)
+    version = VERSION if config.attack == REGIONAL else VERSION_IN_A_BALL
+    cell = Cell(source.sha256, data.fingerprint, "transfer", version, settings, config.seed)
     arguments = {
         "source": source.name, "region": region, "images": vars(images), "data_sha": data.fingerprint, "device": device,
         "models": {m.name: (vars(m.place), m.sha256) for m in models}, "options": options,
