@@ -67,6 +67,13 @@ def test_the_report_is_what_the_library_gives_and_is_resumed_with_other_workers(
                 assert (cell.hits, cell.n) == (rate.hits, rate.n)  # pyright: ignore
             assert shown[0][1] is None
     assert report.headline[0].value == pytest.approx(found.mean("whole").value)
+    why = next(s for s in report.sections if s.title == "What it depends on").tables
+    assert [t.title for t in why] == [
+        "Transfer by the target's margin", "Transfer to each target", "Fooled at some step so far",
+    ]  # fmt: skip
+    assert why[1].rows[1][1].value == pytest.approx(found.rate("a", "b", "whole").value)  # pyright: ignore
+    assert why[2].columns[1:] == ("by step 1", "by step 2", "by step 4", "by step 10", "by step 20")
+    assert why[2].rows[0][-1].value == pytest.approx(found.mean("whole", oracle=True).value)  # pyright: ignore
     assert found.mean("whole").value > 0
 
 
@@ -112,6 +119,7 @@ def test_another_attack_in_the_same_regions(runs: list[str], tmp_path: Path) -> 
     ]
     white = next(s for s in report.sections if s.title == "In the white box").tables[0]
     assert white.columns == ("Model", "Region", "Area", "Errs", "Passes")
+    assert len(next(s for s in report.sections if s.title == "What it depends on").tables) == 2
     for wrong in ([*more, "--steps", "20"], ["--eps", "0.1"]):
         with pytest.raises(SystemExit, match="2"):
             main([*given, *wrong, "--out", str(tmp_path)])

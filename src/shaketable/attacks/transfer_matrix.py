@@ -89,8 +89,20 @@ class Transfer:
             oracle: at some iterate, chosen with the target's help; else at the last.
             aimed: only where it gives the class that the source was led to, at the last iterate: targeted transfer.
         """
-        hits = self._hits(source, target, region, oracle, aimed)
+        hits = self.hits(source, target, region, oracle, aimed)
         return Rate(sum(map(bool, hits)), sum(self.valid(source, target)))
+
+    def hits(
+        self, source: str, target: str, region: str | None = None, oracle: bool = False, aimed: bool = False
+    ) -> list[bool]:
+        """Of each image whether it fools the target, and both get it right as it is; see `rate`."""
+        found = self._part(source, region)["to"][target]
+        hits = [k >= 0 for k in found["first"]] if oracle and not aimed else found["aimed" if aimed else "fixed"]
+        if hits is None and aimed and self.attack != "regional":
+            raise InputError("aimed", "False of an attack without a class to lead to", "True", "Ask for the others.")
+        if hits is None:
+            raise InputError("oracle", "True, since images were dropped at transfer", "False", "Run with stop='fixed'.")
+        return [bool(hit and ok) for hit, ok in zip(hits, self.valid(source, target), strict=True)]
 
     def white_box(self, source: str, region: str | None = None, what: Literal["left", "reached"] = "left") -> Rate:
         """The share of images that the source gets right, which made it leave the true class, or reach the target."""
@@ -117,8 +129,8 @@ class Transfer:
         Its interval is by bootstrap over images, each drawn with all its pairs: cells share images, so they are not
         independent.
         """
-        hits = [[float(h) for h in self._hits(s, t, region, oracle, aimed)] for s, t in self.pairs]
-        return _over_images(hits, [self.valid(s, t) for s, t in self.pairs], self.seed)
+        hits = [[float(h) for h in self.hits(s, t, region, oracle, aimed)] for s, t in self.pairs]
+        return over_images(hits, [self.valid(s, t) for s, t in self.pairs], self.seed)
 
     def ratio(
         self, region: str, against: str, *, norm: NormName = "l2", what: What = "transfer", at_once: bool = False
@@ -145,7 +157,7 @@ class Transfer:
                     log[i], keep[i] = math.log(mine[norm][i] / other[norm][i]), True
             logs.append(log)
             kept.append(keep)
-        found = _over_images(logs, kept, self.seed, pooled=True)
+        found = over_images(logs, kept, self.seed, pooled=True)
         value = Mean(
             math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n, found.deviation, "bootstrap"
         )
@@ -187,15 +199,6 @@ class Transfer:
         mine, other = (self._found(self._region(name), what) for name in (region, against))
         return [(a, b, valid) for (_, a, valid), (_, b, _) in zip(mine, other, strict=True)]
 
-    def _hits(self, source: str, target: str, region: str | None, oracle: bool, aimed: bool) -> list[bool]:
-        found = self._part(source, region)["to"][target]
-        hits = [k >= 0 for k in found["first"]] if oracle and not aimed else found["aimed" if aimed else "fixed"]
-        if hits is None and aimed and self.attack != "regional":
-            raise InputError("aimed", "False of an attack without a class to lead to", "True", "Ask for the others.")
-        if hits is None:
-            raise InputError("oracle", "True, since images were dropped at transfer", "False", "Run with stop='fixed'.")
-        return [bool(hit and ok) for hit, ok in zip(hits, self.valid(source, target), strict=True)]
-
     def _region(self, name: str | None) -> str:
         if name is None and len(self.regions) == 1:
             return self.regions[0]
@@ -235,7 +238,7 @@ def collected(rows: Sequence[dict[str, Any]]) -> Transfer:
     return Transfer(tuple(sorted(rows, key=lambda row: row["models"].index(row["source"]))), rows[0]["seed"])
 
 
-def _over_images(values: list[list[float]], kept: list[list[bool]], seed: int, *, pooled: bool = False) -> Mean:
+def over_images(values: list[list[float]], kept: list[list[bool]], seed: int, *, pooled: bool = False) -> Mean:
     """The mean over pairs of their means over images (or over all alike), resampling images with all their pairs."""
     import numpy as np
 

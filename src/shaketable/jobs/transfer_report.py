@@ -24,6 +24,7 @@ from .ground import config_of
 from .transfer import Job
 from .transfer_config import REGIONAL
 from .transfer_pictures import examples
+from .transfer_why import why
 from .transfer_words import how, summary
 
 NORMS = {"l0": "L0", "l2": "L2", "linf": "Linf"}
@@ -44,6 +45,7 @@ def report(job: Job, found: Transfer) -> Report:
             _matrices(found),
             *([_regions(found)] if found.attack == REGIONAL else []),
             _survival(found),
+            why(found),
             *_claims(job, found),
             *examples(job, found),
             _sources(found),
