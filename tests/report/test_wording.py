@@ -49,6 +49,10 @@ def test_a_number_is_short_and_exact_enough(value: float | None, written: str) -
     assert number(value) == written
 
 
+def test_zero_has_no_sign() -> None:
+    assert (number(-0.0), number(-0.001, 2), number(-0.01, 2), percent(-0.0001)) == ("0", "0.00", "-0.01", "0.0\u202f%")
+
+
 def test_a_rate_is_written_as_its_own_str_says() -> None:
     for rate in (Rate(1100, 2000), Rate(0, 7), Rate(7, 7)):
         words = shown(estimate(rate))

@@ -36,6 +36,8 @@ def shortened(text: str, limit: int = 24) -> str:
 def number(value: float | None, decimals: int | None = None) -> str:
     """A number in at most four significant digits, or with `decimals`; an en dash for None, "NaN", "∞", "-∞".
 
+    Zero, and what is rounded to it, has no sign.
+
     Checked by tests/report/test_wording.py.
     """
     if value is None:
@@ -47,18 +49,18 @@ def number(value: float | None, decimals: int | None = None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if decimals is not None:
-        return f"{value:,.{decimals}f}"
+        return f"{value:z,.{decimals}f}"
     size = abs(value)
     if size and not 1e-4 <= size < 1e7:
         return f"{value:.3e}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
+    return f"{value:z,.0f}" if size >= 1000 else f"{value:z.4g}"
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
     """A fraction as a percentage with its sign: .5505 is "55.0 %"; an en dash for None, "NaN" and infinities as `number`."""
     if value is None or not math.isfinite(value):
         return number(value)
-    return f"{100 * value:.{decimals}f}{PERCENT}"
+    return f"{100 * value:z.{decimals}f}{PERCENT}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def shown(estimate: Estimate, unit: str = "") -> Shown:
     if estimate.kind == "rate":
         count = f"{estimate.hits}/{estimate.n}"
         low, high = estimate.interval or (math.nan, math.nan)
-        return Shown(percent(estimate.value), f"[{100 * low:.1f}, {100 * high:.1f}]", count)
+        return Shown(percent(estimate.value), f"[{100 * low:z.1f}, {100 * high:z.1f}]", count)
     decimals = decimals_for(estimate)
     written = number(estimate.value, decimals)
     if estimate.interval is None:
