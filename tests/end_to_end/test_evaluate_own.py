@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from shaketable.core import DataError
 from shaketable.jobs.config import EvaluateConfig
 from shaketable.jobs.evaluate import prepare_evaluation
 from shaketable.jobs.run_images import own_images
+from shaketable.jobs.transfer import Job, prepare_transfer
+from shaketable.jobs.transfer_config import TransferConfig
 from shaketable.report import read_json
 
 
@@ -95,3 +98,29 @@ def test_other_images_than_the_runs_report_states_are_refused(run: Path, images:
     (folder / "report.json").unlink()
     subject = prepare_evaluation(EvaluateConfig(model=str(folder), data=str(images)))
     assert "which has no report to compare them with" in subject.note
+
+
+def test_transfer_takes_the_test_images_that_all_runs_have(run: Path, images: Path, quick: list[str], tmp_path: Path):
+    fast = ["--epochs", "5", "--attack", "pgd(steps=1)", "--evaluation", "pgd(steps=1)", "--evaluate-every", "5"]
+    options = [*quick, *fast, "--data", str(images), "--seed", "4"]
+    assert main(["train", *options, "--out", str(tmp_path / "other"), "--json"]) == 0
+    parts, shared = data.open_parts(images), list[set[bytes]]()
+    for seed in (3, 4):
+        own = data.split(parts.train, None, train_count=150, validation_count=50, test_count=100, seed=seed)
+        shared.append(pixels(own.test))
+    common = shared[0] & shared[1]
+    assert 10 < len(common) < 50
+
+    def job(*models: Path, split: Literal["train", "test", "all"] = "test", count: int | None = None) -> Job:
+        names = tuple(map(str, models))
+        return prepare_transfer(TransferConfig(model=names, data=str(images), split=split, count=count, size=28))
+
+    both = job(run, tmp_path / "other")
+    assert pixels(both.data) == common
+    assert "that run, other have in common" in both.note
+    assert len(job(run, tmp_path / "other", count=5).data) == 5
+    everything = job(run, tmp_path / "other", split="all")
+    assert (len(everything.data), everything.note) == (400, "")
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(run / "last.safetensors", alone)  # a file that is in no run's folder
+    assert pixels(job(run, alone).data) == shared[0]

@@ -1,11 +1,15 @@
 """The images of a run: which training made a model, and its split drawn again and compared with what its report states."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+from jaxtyping import Int
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from ..core import ConfigError, DataError
 from ..data import Dataset, Parts, Splits, open_parts, parts_of, split
@@ -109,13 +113,20 @@ def verified(folder: Path, splits: Splits, source: str) -> bool:
     return True
 
 
-def own_images(model: str, source: str, part: Literal["train", "test"], *, size: int | None = None) -> Chosen | None:
-    """The test or training images of the run that a model is from, of data that has no test part of its own.
+@dataclass(frozen=True)
+class OwnRows:
+    """The rows of a run's test or training images in the data that it split, and whether its report states them."""
 
-    None where the data has one, where the model is in no training's folder, or where the training was on other data.
+    run: Path
+    data: Dataset
+    rows: Int[Tensor, " n"]
+    checked: bool
 
-    Args:
-        size: as `data.open_dataset` takes it; the split is compared as the training opened its images.
+
+def own_rows(model: str, source: str, part: Literal["train", "test"]) -> OwnRows | None:
+    """Which images of data without a test part were the test or training images of the run that a model is from.
+
+    None where the data has such a part, where the model is in no training's folder, or where the training was on other data.
 
     Raises:
         DataError: the run's report states other images.
@@ -129,10 +140,49 @@ def own_images(model: str, source: str, part: Literal["train", "test"], *, size:
         return None
     parts = open_parts(source)
     splits = splits_of(drawn(training), parts)
-    checked = verified(folder, splits, source)
-    data = parts.train if size is None else open_parts(source, size=size).train
+    return OwnRows(folder, parts.train, splits.indices[part], verified(folder, splits, source))
+
+
+def common_rows(
+    models: Sequence[str], source: str, part: Literal["train", "test"]
+) -> tuple[Int[Tensor, " n"], str] | None:
+    """The images that all the runs that models are from have as test (or training) images, and a sentence on them.
+
+    Models that are from no run on this data ask for nothing. None where `own_rows` is None for all.
+
+    Raises:
+        ConfigError: the runs have no such image in common.
+        DataError, ShaketableError: see `own_rows`.
+    """
+    found = [own for model in models if (own := own_rows(model, source, part)) is not None]
+    if not found:
+        return None
+    common = set.intersection(*(set(own.rows.tolist()) for own in found))
+    word, runs = (
+        "training" if part == "train" else "test",
+        ", ".join(dict.fromkeys(own.run.resolve().name for own in found)),
+    )
+    if not common:
+        remedy = f"Train with one seed and the same counts, or choose --split {'test' if part == 'train' else 'all'}."
+        raise ConfigError("model", f"runs with {word} images in common", f"none: {runs}", remedy)
+    note = f"{found[0].data.name} has no test part: these are the {word} images that {runs} have in common."
+    return torch.tensor(sorted(common)), note
+
+
+def own_images(model: str, source: str, part: Literal["train", "test"], *, size: int | None = None) -> Chosen | None:
+    """These images, and a sentence on them.
+
+    Args:
+        size: as `data.open_dataset` takes it; the split is compared as the training opened its images.
+
+    Raises, cost: see `own_rows`.
+    """
+    own = own_rows(model, source, part)
+    if own is None:
+        return None
+    data = own.data if size is None else open_parts(source, size=size).train
     word = "training" if part == "train" else "test"
     name = f"{data.name}, the run's own {word} images"
-    ending = "as its report states" if checked else "which has no report to compare them with"
-    note = f"{data.name} has no test part: these are the {word} images of the run {folder.resolve().name}, {ending}."
-    return Chosen(replace(data.take(splits.indices[part]), name=name), note)
+    ending = "as its report states" if own.checked else "which has no report to compare them with"
+    note = f"{data.name} has no test part: these are the {word} images of the run {own.run.resolve().name}, {ending}."
+    return Chosen(replace(data.take(own.rows), name=name), note)

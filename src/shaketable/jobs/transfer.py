@@ -19,6 +19,7 @@ from ..runs import Cell, Ledger, Progress, Quiet, Task, fill
 from .choices import choose, code_of
 from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
 from .ground import Ground, prepare
+from .run_images import common_rows
 from .transfer_config import REGIONAL, TransferConfig
 
 CELLS, RUN = "cells", "shaketable.jobs.transfer:measure"
@@ -40,7 +41,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """All that is to be attacked, checked."""
+    """All that is to be attacked, checked, and a sentence on the images where it is not plain which they are."""
 
     config: TransferConfig
     ground: Ground
@@ -48,6 +49,7 @@ class Job:
     data: Dataset
     models: tuple[Model, ...]
     tasks: Mapping[tuple[str, str], Task]
+    note: str = ""
 
 
 def prepare_transfer(config: TransferConfig, *, progress: Progress | None = None) -> Job:
@@ -64,7 +66,7 @@ def prepare_transfer(config: TransferConfig, *, progress: Progress | None = None
         raise ConfigError("regions", "at least one region, each once", " ".join(config.regions), "Name them.")
     if config.attack != REGIONAL:
         choose(config.attack, ATTACKS, "attack")
-    images, data = _images(config)
+    images, data, note = _images(config)
     models = _models(config, data, ground, progress or Quiet())
     classes = {model.contract.classes for model in models}
     if len(classes) > 1:
@@ -72,7 +74,7 @@ def prepare_transfer(config: TransferConfig, *, progress: Progress | None = None
         raise ConfigError("model", "models of the same classes", found, "Compare models of one data set.")
     where = (images, data, str(ground.device), config.threads or torch.get_num_threads())
     tasks = {(m.name, r): _task(config, m, models, r, *where) for m in models for r in config.regions}
-    return Job(config, ground, images, data, models, tasks)
+    return Job(config, ground, images, data, models, tasks, note)
 
 
 def run(config: TransferConfig, *, progress: Progress | None = None) -> Report:
@@ -139,13 +141,14 @@ def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] |
     return attack_row(arguments["source"], models, x, y, attack=attack, name=text, within=ball, **shared, **options)
 
 
-def _images(config: TransferConfig) -> tuple[ImagePlace, Dataset]:
+def _images(config: TransferConfig) -> tuple[ImagePlace, Dataset, str]:
     wanted = config.split if parts_of(config.data) else "all"
     data = open_dataset(config.data, split=wanted, size=config.size)
-    rows = torch.arange(len(data))
-    if config.count is not None and config.count < len(data):
-        rows = torch.randperm(len(data), generator=generator(config.seed, "count"))[: config.count].sort().values
-    return ImagePlace(config.data, wanted, tuple(rows.tolist()), config.size), data.take(rows)
+    own = None if config.split == "all" else common_rows(config.model, config.data, config.split)
+    rows, note = own or (torch.arange(len(data)), "")
+    if config.count is not None and config.count < len(rows):
+        rows = rows[torch.randperm(len(rows), generator=generator(config.seed, "count"))[: config.count].sort().values]
+    return ImagePlace(config.data, wanted, tuple(rows.tolist()), config.size), data.take(rows), note
 
 
 def _named(sources: tuple[str, ...]) -> list[tuple[str, str]]:

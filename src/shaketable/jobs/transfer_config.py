@@ -20,7 +20,7 @@ class TransferConfig(Settings):
     data: str = "fashion-mnist"
     """An embedded data set's name, or a path: idx, CIFAR, SVHN, image folder or zip, .npz."""
     split: Literal["train", "test", "all"] = "test"
-    """Which part of it."""
+    """Which part of it; where it has none, the images that all runs that the models are from have as that part."""
     count: Annotated[int | None, Field(ge=1)] = 120
     """Images, drawn at random; `None` for all."""
     regions: tuple[str, ...] = ("whole", "centre:0.28", "frame:0.28", "random:0.28")

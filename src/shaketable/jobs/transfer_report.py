@@ -230,7 +230,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _how(job: Job) -> Section:
     notes = "\n\n".join(dict.fromkeys(f"{m.name}: {note}" for m in job.models for note in m.notes))
-    return Section(title="How", text=f"{how(job)}\n\n{notes}".strip())
+    return Section(title="How", text="\n\n".join(text for text in (how(job), job.note, notes) if text))
 
 
 def _findings(job: Job, found: Transfer) -> tuple[Finding, ...]:
