@@ -69,11 +69,11 @@ def test_the_report_is_what_the_library_gives_and_is_resumed_with_other_workers(
     assert report.headline[0].value == pytest.approx(found.mean("whole").value)
     why = next(s for s in report.sections if s.title == "What it depends on").tables
     assert [t.title for t in why] == [
-        "Transfer by the target's margin", "Transfer to each target", "Fooled at some step so far",
+        "Transfer by the target's margin, %", "Transfer to each target, %", "Fooled at some step so far, %",
     ]  # fmt: skip
-    assert why[1].rows[1][1].value == pytest.approx(found.rate("a", "b", "whole").value)  # pyright: ignore
+    assert why[1].rows[1][1].value == pytest.approx(100 * found.rate("a", "b", "whole").value)  # pyright: ignore
     assert why[2].columns[1:] == ("by step 1", "by step 2", "by step 4", "by step 10", "by step 20")
-    assert why[2].rows[0][-1].value == pytest.approx(found.mean("whole", oracle=True).value)  # pyright: ignore
+    assert why[2].rows[0][-1].value == pytest.approx(100 * found.mean("whole", oracle=True).value)  # pyright: ignore
     assert found.mean("whole").value > 0
 
 
