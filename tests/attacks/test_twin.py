@@ -146,6 +146,18 @@ class Uneven(nn.Module):
         return x.sum((2, 3))
 
 
+class Fitted(nn.Module):
+    """A padding and a clamp that depend on the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, 2, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardtanh(F.relu(x), 0.0, x.shape[2] / 16)
+        return self.convolution(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2))).sum((2, 3))
+
+
 class Normed(nn.Module):
     """Convolutions with batch normalisation, the last of which is read twice, and clamps of ReLUs."""
 
@@ -228,6 +240,16 @@ def test_grouped_convolutions_take_uneven_paddings() -> None:
     ]  # of two kernels, and of the images of a dilated one
     same_passes(model, twin, torch.rand(7, 3, 12, 12))
     assert twin(torch.rand(7, 3, 12, 12)).shape == (7, 6)
+
+
+def test_paddings_that_are_worked_out_are_left() -> None:
+    sides = {"x": {0: torch.export.Dim("n", min=1, max=64), 2: torch.export.Dim("h", min=8, max=64)}}
+    program = torch.export.export(Fitted().eval(), (torch.zeros(2, 3, 12, 12),), dynamic_shapes=sides)
+    model = Exported(program.module(), (None, 3, None, 12), (1, 64))
+    twin = quick_twin(model)
+    for height in (11, 12):
+        same_passes(model, twin, torch.rand(7, 3, height, 12))
+    assert len(paddings(twin)) == 1
 
 
 def test_a_program_loses_its_batch_normalisations_and_double_clamps() -> None:

@@ -83,7 +83,7 @@ def _without_padding(graph: fx.Graph, pad: Node) -> None:
     source, sides = pad.args[:2]
     if not any(sides):
         pad.replace_all_uses_with(source)
-    elif len(sides) == 4 and min(sides) >= 0 and all(_takes_padding(node, pad) for node in pad.users):
+    elif _are_numbers(sides) and len(sides) == 4 and min(sides) >= 0 and all(_takes_padding(n, pad) for n in pad.users):
         left, right, top, bottom = sides
         more = [max(right - left, 0), max(left - right, 0), max(bottom - top, 0), max(top - bottom, 0)]
         for node in list(pad.users):
@@ -93,6 +93,11 @@ def _without_padding(graph: fx.Graph, pad: Node) -> None:
                 with graph.inserting_before(node):
                     weight = graph.call_function(PAD, (weight, more))
             node.args = (source, weight, bias, stride, [max(top, bottom), max(left, right)], *rest)
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether they are known; of images of any size a program may work them out first."""
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _takes_padding(node: Node, pad: Node) -> bool:
@@ -142,7 +147,8 @@ def _without_norm(graph: fx.Graph, norm: Node) -> None:
 
 def _clamps_a_relu(clamp: Node) -> bool:
     """Whether a node is a clamp to [0, c] of a ReLU."""
-    if clamp.kwargs or len(clamp.args) != 3 or clamp.args[1] != 0 or not clamp.args[2] > 0:
+    ends = clamp.args[1:]
+    if clamp.kwargs or len(ends) != 2 or not _are_numbers(ends) or ends[0] != 0 or ends[1] <= 0:
         return False
     source = clamp.args[0]
     return isinstance(source, fx.Node) and source.target is ATEN.relu.default and not source.kwargs

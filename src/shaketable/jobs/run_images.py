@@ -153,15 +153,15 @@ def common_rows(
     Raises:
         ConfigError: the runs have no such image in common.
         DataError, ShaketableError: see `own_rows`.
+
+    Cost: that of `own_rows` a model. Checked by tests/end_to_end/test_evaluate_own.py.
     """
     found = [own for model in models if (own := own_rows(model, source, part)) is not None]
     if not found:
         return None
     common = set.intersection(*(set(own.rows.tolist()) for own in found))
-    word, runs = (
-        "training" if part == "train" else "test",
-        ", ".join(dict.fromkeys(own.run.resolve().name for own in found)),
-    )
+    word = "training" if part == "train" else "test"
+    runs = ", ".join(dict.fromkeys(own.run.resolve().name for own in found))
     if not common:
         remedy = f"Train with one seed and the same counts, or choose --split {'test' if part == 'train' else 'all'}."
         raise ConfigError("model", f"runs with {word} images in common", f"none: {runs}", remedy)
@@ -170,7 +170,7 @@ def common_rows(
 
 
 def own_images(model: str, source: str, part: Literal["train", "test"], *, size: int | None = None) -> Chosen | None:
-    """These images, and a sentence on them.
+    """The images of `own_rows`, and a sentence on them.
 
     Args:
         size: as `data.open_dataset` takes it; the split is compared as the training opened its images.

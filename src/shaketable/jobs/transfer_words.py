@@ -44,8 +44,8 @@ def how(job: Job) -> str:
             "et al. 2020). Only images that source and target both get right count. One trajectory a source serves all targets."
         )
     return (
-        f"{config.attack} on every image, to its end, in a {config.norm} ball of {config.eps:.4g} whose mask is the "
-        "region, within [0, 1]. Only images that source and target both get right count."
+        f"{config.attack} on every image that the source gets right, to its end, in a {config.norm} ball of "
+        f"{config.eps:.4g} whose mask is the region, within [0, 1]. Only images that source and target both get right count."
     )
 
 
