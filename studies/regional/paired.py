@@ -2,9 +2,9 @@
 
     python studies/regional/paired.py PAPER OTHER --images 300
 
-PAPER and OTHER have the same models, regions and seed, and OTHER no more images; --images is the size of the data set. Prints of
-each region both rates on OTHER's images, the difference of the rates, paired over images, and how often each fools its own model;
-intervals are 95 %, by bootstrap over images.
+PAPER and OTHER have the same models, regions and seed, and OTHER no more images; --images is the size of the data set.
+Prints of each region both rates on OTHER's images, the difference of the rates, paired over images, and how often each
+fools its own model; intervals are 95 %, by bootstrap over images.
 """
 
 import argparse
