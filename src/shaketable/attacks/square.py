@@ -115,7 +115,7 @@ class _Search:
                 seen = seen.to(value)
                 better = seen > value if done is None else (seen > value) | done
                 moves.settle(better)
-                value = torch.where(better & ~seen.isnan(), seen, value)
+                value = torch.fmax(seen, value)  # NaN counts as nothing
             if done is None or not bool(done.any()):
                 continue
             deltas[rows], values[rows], stopped[rows] = moves.delta(), value, done

@@ -28,17 +28,25 @@ class Draws:
     """Uniform numbers for every image of a batch, whoever is left, so that nobody's draws depend on who has gone."""
 
     def __init__(self, count: int, width: int, generator: torch.Generator) -> None:
-        self.count, self.width, self.generator, self.used = count, width, generator, BLOCK
-        self.block: Tensor = torch.zeros(0)
+        self.count, self.width, self.generator, self.place = count, width, generator, BLOCK - 1
+        self.rows: Tensor | None = None
+        self.block = self.ahead = torch.zeros(0)
+
+    def step(self, rows: Tensor) -> bool:
+        """Go on to the next query: `ahead[place]`, (k, w), of a block for these images; returns whether it is a new one."""
+        self.place = (self.place + 1) % BLOCK
+        if self.place and rows is self.rows:
+            return False
+        if not self.place:
+            shape, device = (BLOCK, self.count, self.width), self.generator.device
+            self.block = torch.rand(shape, generator=self.generator, device=device).to(rows.device)
+        self.rows, self.ahead = rows, self.block[:, rows]
+        return True
 
     def next(self, rows: Tensor) -> Float[Tensor, "k w"]:
         """Those of the next query, for some of the images."""
-        if self.used == BLOCK:
-            shape, device = (BLOCK, self.count, self.width), self.generator.device
-            self.block = torch.rand(shape, generator=self.generator, device=device).to(rows.device)
-            self.used = 0
-        self.used += 1
-        return self.block[self.used - 1][rows]
+        self.step(rows)
+        return self.ahead[self.place]
 
 
 class Moves(Protocol):
@@ -84,7 +92,7 @@ class Region:
         return max(round(math.sqrt(share * self.height * self.width)), 1)
 
     def corner(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Where windows begin: (k, 2), downwards and across, of two columns of uniform numbers."""
+        """Where windows begin: (..., 2), downwards and across, of two columns of uniform numbers."""
         places = self.places.get((height, width))
         if places is None:
             room = (self.height - height + 1, self.width - width + 1)
@@ -114,6 +122,7 @@ class Windows:
         self.region = Region(origin, mask)
         self.draws = Draws(len(origin), 2 + origin.shape[1], generator)
         self.offsets: dict[tuple[int, int], Tensor] = {}
+        self.size = (0, 0)
 
     def begin(self) -> Tensor:
         """Vertical stripes of width one (section 3.3)."""
@@ -125,13 +134,14 @@ class Windows:
 
     def tried(self, share: float, rows: Tensor) -> Tensor:
         """A window an image. Where it would change nothing, its signs are turned round."""
-        uniform, side = self.draws.next(rows), self.region.side(share)
-        height, width = min(side, self.region.height), min(side, self.region.width)
-        corner = self.region.corner(uniform[:, :2], height, width)
-        self.place = (corner[:, :1] * self.shape[2] + corner[:, 1:]) + self._offsets(height, width)
-        down = uniform[:, 2:] < 0.5
+        side = self.region.side(share)
+        size = min(side, self.region.height), min(side, self.region.width)
+        if self.draws.step(rows) or size != self.size:
+            self._look_ahead(size)
+        self.place = self.corners[self.draws.place] + self._offsets(*size)
+        down = self.down[self.draws.place]
         if self.shape[0] > 1:
-            down = down.repeat_interleave(height * width, 1)
+            down = down.repeat_interleave(size[0] * size[1], 1)
         low, high = (end.gather(1, self.place) for end in self.points)
         self.old = self.point.gather(1, self.place)
         new = torch.where(down, low, high)
@@ -149,6 +159,13 @@ class Windows:
     def keep(self, left: Tensor) -> None:
         self.ends, self.points = [end[left] for end in self.ends], [end[left] for end in self.points]
         self.point = self.point[left]
+
+    def _look_ahead(self, size: tuple[int, int]) -> None:
+        """Where the windows of all queries of a block begin in a flat image, and their signs."""
+        uniform, self.size = self.draws.ahead, size
+        corner = self.region.corner(uniform[..., :2], *size)
+        self.corners: Tensor = corner[..., :1] * self.shape[2] + corner[..., 1:]
+        self.down: Tensor = uniform[..., 2:] < 0.5
 
     def _offsets(self, height: int, width: int) -> Tensor:
         """Of the pixels of a window from its corner, in all channels, in a flat image."""

@@ -97,7 +97,7 @@ class Walk:
             w, gap = self._plane(self._point(x, delta), y, towards, rows, runs if step == 0 else 0)
             delta = self._moved(x, delta, w, gap)
             fooled = self._judged(best, place, delta, self._point(x, delta), y)[1]
-            delta = torch.where(fooled[:, None], self.pace.beta * delta, delta)
+            delta = delta * torch.where(fooled, self.pace.beta, 1.0).to(delta)[:, None]
             if self.radius is None:
                 continue
             near = (best.size.unflatten(0, (runs, count)) <= self.radius[images]).any(0)
