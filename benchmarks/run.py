@@ -55,9 +55,14 @@ def main() -> int:
         if given.only in name:
             console.print(f"[dim]measuring: {name}[/dim]")
             done.extend(cell())
-    console.print(_table([c for c in done if not c.cost], "CPU time of others over ours"))
-    console.print(_table([c for c in done if c.cost], "CPU time of ours over the passes it is made of"))
-    console.print(_accuracies(done))
+    against, passes = [c for c in done if not c.cost], [c for c in done if c.cost]
+    for table in (
+        _table(against, "CPU time of others over ours"),
+        _table(passes, "CPU time of ours over the passes it is made of"),
+        _accuracies(done),
+    ):
+        if table.row_count:
+            console.print(table)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(_record(done, vars(given)), indent=1, default=str) + "\n")
     console.print(f"written to {given.out}")
