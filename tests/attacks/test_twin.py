@@ -75,7 +75,7 @@ def test_the_model_is_left_alone_and_the_twin_is_frozen() -> None:
     assert [p.stride() for p in model.parameters()] == strides
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in twin.parameters())
-    assert isinstance(twin[0], nn.Conv2d)
+    assert isinstance(twin.copy[0], nn.Conv2d)
     assert not twin.training
 
 
@@ -92,7 +92,28 @@ def test_weights_that_need_gradients_get_them() -> None:
     twin = quick_twin(nn.Conv2d(1, 2, 3)).requires_grad_()
     x = torch.rand(1, 1, 5, 5, requires_grad=True)
     twin(x).sum().backward()
-    assert float(twin.weight.grad.abs().sum()) > 0
+    assert float(twin.copy.weight.grad.abs().sum()) > 0
+
+
+class _Viewing(nn.Module):
+    """A model that takes its maps for contiguous, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)).view(x.size(0), -1))
+
+
+def test_a_model_that_views_its_maps_is_attacked_as_well() -> None:
+    model, x = _Viewing().eval(), torch.rand(3, 2, 8, 8)
+    along, twin = torch.randn(3, 3), quick_twin(model)
+    (value, gradient), (quick, quick_gradient) = (_gradient(m, x, along) for m in (model, twin))
+    assert torch.allclose(value, quick, atol=1e-6)
+    assert torch.allclose(gradient, quick_gradient, atol=1e-6)
+    with pytest.raises(RuntimeError, match="channels"):
+        twin(torch.rand(3, 1, 8, 8))
 
 
 class _Locked(nn.Module):

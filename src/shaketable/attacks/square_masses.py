@@ -74,6 +74,9 @@ class Masses:
         self.candidate = self._inside(new)
         return self._point(self.candidate)
 
+    def logits(self) -> None:
+        """A candidate has two windows, and the projection may change more."""
+
     def settle(self, better: Tensor) -> None:
         self.current = torch.where(better[:, None, None, None], self.candidate, self.current)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.ball import Ball
+from .window_passes import WindowPasses
 
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10000 queries
 BLOCK = 64  # queries whose random numbers are drawn at once
@@ -60,6 +61,10 @@ class Moves(Protocol):
         """The next candidates, to be looked at before anything else is asked."""
         ...
 
+    def logits(self) -> Tensor | None:
+        """Of the candidates, where that takes less than a pass of the model; else None."""
+        ...
+
     def settle(self, better: Tensor) -> None:
         """Which of them, (k,), are taken."""
         ...
@@ -105,10 +110,12 @@ class Windows:
     """linf: all pixels of a window go to one end of what is allowed, by a sign for each channel (algorithm 2).
 
     Every pixel is always at one of its ends, so a candidate is written into the points in place, and taken back where it is no
-    better: what is done in a query grows with the window, not with the image.
+    better: what is done in a query grows with the window, not with the image. Where `passes` are given, so do the passes.
     """
 
-    def __init__(self, origin: Tensor, within: Ball, generator: torch.Generator) -> None:
+    def __init__(
+        self, origin: Tensor, within: Ball, generator: torch.Generator, passes: WindowPasses | None = None
+    ) -> None:
         reach: Any = within.reach(origin)
         low, high = torch.zeros_like(origin) - reach, torch.zeros_like(origin) + reach
         if within.box is not None:
@@ -116,7 +123,7 @@ class Windows:
         mask: Any = within.mask
         if mask is not None:
             low, high = torch.where(mask, low, 0.0), torch.where(mask, high, 0.0)
-        self.shape, self.generator = origin.shape[1:], generator
+        self.shape, self.generator, self.passes, self.follows = origin.shape[1:], generator, passes, False
         self.ends = [end.flatten(1) for end in (low, high)]
         self.points = [within.clip(origin + end).flatten(1) for end in (low, high)]  # pyright: ignore
         self.region = Region(origin, mask)
@@ -150,7 +157,14 @@ class Windows:
         self.point.scatter_(1, self.place, self.new)
         return self.point.unflatten(1, self.shape)
 
+    def logits(self) -> Tensor | None:
+        if self.passes is None or not self.follows:
+            return None
+        return self.passes.logits(self.draws.place, self.new.unflatten(1, (self.shape[0], *self.size)))
+
     def settle(self, better: Tensor) -> None:
+        if self.passes is not None and self.follows:
+            self.passes.settle(better)
         self.point.scatter_(1, self.place, torch.where(better[:, None], self.new, self.old))
 
     def delta(self) -> Tensor:
@@ -159,11 +173,19 @@ class Windows:
     def keep(self, left: Tensor) -> None:
         self.ends, self.points = [end[left] for end in self.ends], [end[left] for end in self.points]
         self.point = self.point[left]
+        if self.passes is not None and self.follows:
+            self.passes.keep(left)
 
     def _look_ahead(self, size: tuple[int, int]) -> None:
         """Where the windows of all queries of a block begin in a flat image, and their signs."""
-        uniform, self.size = self.draws.ahead, size
+        uniform = self.draws.ahead
         corner = self.region.corner(uniform[..., :2], *size)
+        if self.passes is not None:
+            if size != self.size:
+                self.follows = self.passes.begin(self.point.unflatten(1, self.shape), size)
+            if self.follows:
+                self.passes.aim(corner)
+        self.size = size
         self.corners: Tensor = corner[..., :1] * self.shape[2] + corner[..., 1:]
         self.down: Tensor = uniform[..., 2:] < 0.5
 

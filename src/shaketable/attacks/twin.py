@@ -18,7 +18,8 @@ def quick_twin(model: Any) -> Any:
     What is changed does not change the function that is computed, but for rounding:
 
     - The weights are in channels_last layout, which convolutions follow. A max pooling then takes a quarter of the time,
-      a convolution a little less.
+      a convolution a little less. A model that refuses what that makes of its tensors (it looks at them by `view`) gets its
+      weights back as they were.
     - A convolution's input gradient is computed as what it is, a transposed convolution, in that layout; with one input
       channel as a matrix product and a fold. PyTorch's own takes 1.0 to 2.8 times as long, most for strides and for one
       channel.
@@ -51,10 +52,29 @@ def quick_twin(model: Any) -> Any:
         return model
     for module in twin.modules():
         if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = _QuickConv2d  # keeps its hooks, names and state
+            module.__class__ = QuickConv2d  # keeps its hooks, names and state
         elif type(module) is nn.ReLU:
-            module.__class__ = _QuickReLU
-    return twin
+            module.__class__ = QuickReLU
+    return QuickTwin(twin)
+
+
+class QuickTwin(nn.Module):
+    """A copy of a model, with its weights in channels_last layout unless it refuses what that makes of its tensors."""
+
+    def __init__(self, twin: nn.Module) -> None:
+        super().__init__()
+        self.copy = twin
+        self.training: bool = twin.training
+        self.takes = True
+
+    def forward(self, *inputs: Any) -> Any:
+        if self.takes:
+            try:
+                return self.copy(*inputs)
+            except RuntimeError:  # from a `view`; anything else is raised again below
+                self.takes = False
+                self.copy.to(memory_format=torch.contiguous_format)  # pyright: ignore
+        return self.copy(*inputs)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
@@ -62,7 +82,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return one and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
-class _QuickConv2d(nn.Conv2d):
+class QuickConv2d(nn.Conv2d):
     """A convolution for passes to its input alone."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,7 +93,7 @@ class _QuickConv2d(nn.Conv2d):
         return _Convolution.apply(input, weight, bias, self.stride, self.padding)  # pyright: ignore
 
 
-class _QuickReLU(nn.ReLU):
+class QuickReLU(nn.ReLU):
     """A ReLU whose gradient arrives in the layout of its output."""
 
     def forward(self, input: Tensor) -> Tensor:

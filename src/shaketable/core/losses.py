@@ -78,7 +78,11 @@ class LogitObjective:
 
     def judge(self, point: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The values, and which examples are finished; from one forward pass."""
-        logits, target = self._function(point), self.target if rows is None else self.target[rows]
+        return self.judged(self._function(point), rows)
+
+    def judged(self, logits: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The same of logits that are known."""
+        target = self.target if rows is None else self.target[rows]
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError("model", f"logits of shape ({len(target)}, classes)", found, "Return the logits alone.")

@@ -1,0 +1,242 @@
+"""Passes over windows give the logits of whole passes, for the candidates as for what is taken of them."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shaketable.attacks import window_passes
+from shaketable.attacks.square import SquareAttack
+from shaketable.attacks.square_moves import Windows
+from shaketable.attacks.twin import quick_twin
+from shaketable.attacks.window_passes import WindowPasses
+from shaketable.core import Ball, generator
+
+
+class _Block(nn.Module):
+    """A residual block, its sum in place or not, with a convolution in its shortcut where the shapes need one."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, inplace: bool, first: bool) -> None:
+        super().__init__()
+        self.inplace, self.first = inplace, first
+        self.norm = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.short = nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+        self.relu = nn.ReLU(inplace=inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.relu(self.conv1(F.relu(self.norm(x)) if self.first else x)))
+        if self.inplace:
+            out += self.short(x)
+            return self.relu(out)
+        return out + self.short(x)
+
+
+class _Head(nn.Module):
+    """The end of a network: what makes logits of maps."""
+
+    def __init__(self, kind: str, channels: int, pixels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.fc = nn.Linear(channels if kind == "pool" else channels * pixels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "pool":
+            return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        if self.kind == "view":
+            return self.fc(x.view(x.size(0), -1))
+        return self.fc(torch.flatten(x, 1))
+
+
+class _Normalised(nn.Module):
+    def __init__(self, channels: int, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+        self.register_buffer("mean", torch.rand(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside((x - self.mean) / 0.3)
+
+
+def _layer(draw: random.Random, inputs: int) -> tuple[nn.Module, int]:
+    """A layer as somebody might choose it, and its channels."""
+    kind = draw.choice(["conv", "conv", "block", "block", "max", "average", "grouped", "tanh"])
+    outputs, stride = draw.choice([4, 6]), draw.choice([1, 1, 2])
+    if kind == "conv":
+        kernel, padding = draw.choice([(1, 0), (3, 1), (3, 0), (5, 2), ((3, 2), (1, 0)), (2, 1)])
+        return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=draw.random() < 0.5), outputs
+    if kind == "block":
+        return _Block(inputs, outputs, stride, draw.random() < 0.5, draw.random() < 0.5), outputs
+    if kind == "grouped":
+        return nn.Conv2d(inputs, inputs, 3, 1, 2, dilation=2, groups=draw.choice([1, inputs])), inputs
+    if kind == "max":
+        return nn.MaxPool2d(3, draw.choice([1, 2]), 1), inputs
+    if kind == "average":
+        return nn.AvgPool2d(2, draw.choice([None, 1])), inputs
+    return nn.Tanh(), inputs
+
+
+def _network(seed: int) -> tuple[nn.Module, Tensor]:
+    """A drawn network in eval mode, and images for it."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    channels = draw.choice([1, 3])
+    x = torch.rand(5, channels, draw.choice([20, 23]), draw.choice([20, 26]))
+    layers, width = [], channels
+    for _ in range(draw.choice([2, 3, 4])):
+        layer, width = _layer(draw, width)
+        layers += [layer, nn.BatchNorm2d(width), nn.ReLU(draw.random() < 0.5)][: draw.choice([1, 3])]
+    layers.append(nn.Conv2d(width, width, 1))  # without one there is no twin
+    body = nn.Sequential(*layers)
+    for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.running_var, norm.weight):
+            nn.init.uniform_(tensor, 0.5, 2)  # pyright: ignore
+        nn.init.uniform_(norm.running_mean, -1, 1)  # pyright: ignore
+    maps = body.eval()(x)
+    model = nn.Sequential(body, _Head(draw.choice(["pool", "view", "flatten"]), width, maps[0, 0].numel()))
+    return (_Normalised(channels, model) if draw.random() < 0.5 else model).eval(), x
+
+
+def _with_windows(point: Tensor, corners: Tensor, window: Tensor) -> Tensor:
+    changed, (height, width) = point.clone(), window.shape[2:]
+    for image, (top, left) in enumerate(corners.tolist()):
+        changed[image, :, top : top + height, left : left + width] = window[image]
+    return changed
+
+
+@pytest.fixture
+def _always(monkeypatch: Any) -> None:
+    """Windows are followed even where that saves nothing."""
+    monkeypatch.setattr(window_passes, "WORTH", float("inf"))
+
+
+@pytest.mark.usefixtures("_always")
+@pytest.mark.parametrize("largest", [0.6, 1.0])
+@pytest.mark.parametrize("product", [0, 2**18])
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(6, 60))])
+def test_the_logits_are_those_of_whole_passes(seed: int, product: int, largest: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr("shaketable.attacks.window_maps.PRODUCT", product)
+    monkeypatch.setattr(window_passes, "LARGEST", largest)
+    (model, x), source = _network(seed), torch.Generator().manual_seed(seed)
+    passes = WindowPasses.of(quick_twin(model), x)
+    assert passes is not None
+    with torch.no_grad():
+        for size in ((1, 1), (3, 2), (7, 7), (20, 20))[: 4 if largest == 1 else 3]:
+            assert passes.begin(x, size)
+            for _ in range(2):  # a second time after images have gone
+                ends = torch.tensor([x.shape[2] - size[0] + 1, x.shape[3] - size[1] + 1])
+                corners = (torch.rand(6, len(x), 2, generator=source) * ends).long()
+                passes.aim(corners)
+                for turn in range(6):
+                    window = torch.rand(*x.shape[:2], *size, generator=source)
+                    candidate = _with_windows(x, corners[turn], window)
+                    assert torch.allclose(passes.logits(turn, window), model(candidate), rtol=1e-4, atol=2e-5)
+                    better = torch.rand(len(x), generator=source) < (0.0, 0.4, 1.0)[turn % 3]
+                    passes.settle(better)
+                    x = torch.where(better[:, None, None, None], candidate, x)
+                left = torch.arange(len(x))[1:] if len(x) > 2 else torch.arange(len(x))
+                passes.keep(left)
+                x = x[left]
+
+
+def test_only_what_the_window_reaches_is_computed() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(4 * 100, 3)).eval()
+    passes = WindowPasses.of(quick_twin(model), torch.rand(2, 1, 20, 20))
+    assert passes is not None
+    for size, reached in (((2, 2), [2, 4, 4, 3, 3]), ((5, 5), [5, 7, 7, 5, 5])):
+        areas = passes._areas(size)
+        assert [area.size for area in areas.values()] == [(side, side) for side in reached]
+    sides = passes._areas((1, 1))
+    lines = list(sides.values())[1].lines
+    assert lines.first.tolist() == [
+        0,
+        *range(18),
+        17,
+    ]  # the window in line 0 reaches lines 0 and 1, and a third is taken
+
+
+@pytest.mark.usefixtures("_always")
+def test_maps_that_would_take_too_much_memory_are_not_kept(monkeypatch: Any) -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 324, 3)).eval(), torch.rand(2, 1, 20, 20)
+    passes = WindowPasses.of(quick_twin(model), x)
+    assert passes is not None
+    entries = 400 + 2 * 324
+    for limit, begins in ((2 * 4 * entries, True), (2 * 4 * entries - 1, False)):
+        monkeypatch.setattr(window_passes, "MEMORY", limit)
+        assert passes.begin(x, (2, 2)) is begins
+
+
+def test_windows_that_save_nothing_are_not_followed() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 324, 3)).eval()
+    x = torch.rand(2, 1, 20, 20)
+    passes = WindowPasses.of(quick_twin(model), x)
+    assert passes is not None
+    assert passes.begin(x, (1, 1))
+    assert not passes.begin(x, (17, 17))
+
+
+class _Strange(nn.Module):
+    """A model whose graph would not be all that it does."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.count = how, 0
+        self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "flow" and float(x.sum()) > 1e9:
+            return x
+        if self.how == "drawn":
+            x = x + 0.1 * torch.randn(8, 8)
+        if self.how == "numbers":
+            x = x + 0.1 * random.random()
+        if self.how == "made":
+            x = x + torch.tensor([0.1])
+        return self.head(self.conv(x).flatten(1))
+
+
+@pytest.mark.parametrize("how", ["flow", "drawn", "numbers", "made", "hooked", "training", "not a twin", "double"])
+def test_models_that_are_not_followed(how: str) -> None:
+    model, x = _Strange(how).train(how == "training"), torch.rand(2, 1, 8, 8)
+    if how == "hooked":
+        model.conv.register_forward_hook(lambda module, inputs, output: output + 1)
+    state, numbers = torch.get_rng_state(), random.getstate()
+    twin = model if how == "not a twin" else quick_twin(model)
+    assert WindowPasses.of(twin, x.double() if how == "double" else x) is None
+    assert torch.equal(state, torch.get_rng_state())
+    assert numbers == random.getstate()
+    assert WindowPasses.of(quick_twin(_Strange("").eval()), x) is not None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_square_finds_the_same_through_windows(channels: int, monkeypatch: Any) -> None:
+    torch.manual_seed(channels)
+    layers = [nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(8 * 49, 4)).eval()
+    x, ball = torch.rand(40, channels, 28, 28), Ball("linf", 0.03, box=(0, 1))
+    y, twin = model(x).argmax(1), quick_twin(model)
+    seen: list[Tensor] = []
+    logits = Windows.logits
+
+    def watched(self: Windows) -> Tensor | None:
+        found = logits(self)
+        if found is not None:
+            whole = model(self.point.unflatten(1, self.shape))
+            assert torch.allclose(found, whole, atol=1e-5)
+            seen.append(found)
+        return found
+
+    monkeypatch.setattr(Windows, "logits", watched)
+    run = SquareAttack(queries=300).until_fooled()
+    quick = run(twin, x, y, ball, generator=generator(0))
+    assert len(seen) > 100
+    plain = run(model, x, y, ball, generator=generator(0))
+    assert 5 < int(plain.flags.stopped.sum()) < 40
+    assert torch.equal(plain.flags.stopped, quick.flags.stopped)
+    assert torch.equal(model(quick.point).argmax(1) != y, quick.flags.stopped)
+    assert torch.allclose(quick.value, plain.value, atol=0.02)  # pyright: ignore
