@@ -1,7 +1,6 @@
 """AutoAttack, standard version, against the authors' own: robust accuracy, image by image, and CPU time.
 
-`pyautoattack` is the authors' code (fra31/auto-attack, MIT) as a package. A run takes minutes, so that few are made: one for
-every three repetitions that are asked for, after one on a few images that is not measured.
+`pyautoattack` is the authors' code (fra31/auto-attack, MIT) as a package. The run that is not measured is on a few images.
 """
 
 import itertools
@@ -54,7 +53,7 @@ def standard(name: str, count: int, repetitions: int) -> Iterator[Comparison]:
         return lambda: found[who].append(judge(s if next(turn) else few))
 
     candidates = {"ours": run("ours", _ours), OTHER: run(OTHER, _theirs)}
-    seconds = interleave(candidates, max(repetitions // 3, 1))
+    seconds = interleave(candidates, repetitions)
     (evaluation, broken), theirs = found["ours"][-1], found[OTHER][-1]
     ours = evaluation.robust_correct
     facts = {
