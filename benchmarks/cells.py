@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 import peers
-from subjects import EPS, subject
+from subjects import EPS, Subject, subject, untrained_resnet
 from timing import Ratio, interleave, ratio
 from torch import Tensor
 
-from shaketable.attacks import PGDAttack, evaluate
+from shaketable.attacks import PGDAttack, SquareAttack, evaluate
 from shaketable.attacks.twin import quick_twin
 from shaketable.core import PGD, Ball, ce, generator, perturb
 
@@ -110,6 +110,20 @@ def passes(count: int, repetitions: int) -> Iterator[Comparison]:
     yield from _compare(
         "10 passes of the quick twin", candidates, {"the model itself": 1.0}, repetitions, {"batch": batch}
     )
+
+
+def square_windows(repetitions: int) -> Iterator[Comparison]:
+    """Square on the quick twin, of which a query computes what its windows reach, against whole passes of the model."""
+    settings = [(subject("AT-AWP", 24), 1000), (subject("AT-AWP", 256), 200), (untrained_resnet(8), 60)]
+    for s, queries in settings:
+        attack, ball = SquareAttack(queries=queries), replace(BALL, radius=s.eps)
+
+        def run(model: Any, s: Subject = s, attack: SquareAttack = attack, ball: Ball = ball) -> Callable[[], None]:
+            return lambda: attack(model, s.x, s.y, ball, generator=generator(0)) and None
+
+        candidates, facts = {"ours": run(quick_twin(s.model)), "whole passes": run(s.model)}, {"queries": queries}
+        cell = f"Square through windows, {s.name}, {len(s.x)} images"
+        yield from _compare(cell, candidates, {"whole passes": 1.0}, repetitions, facts)
 
 
 def robust_accuracy(name: str, steps: int, count: int, repetitions: int) -> Iterator[Comparison]:

@@ -31,7 +31,7 @@ from rich.table import Table
 torch.set_num_threads(1)
 
 from autoattack import standard  # noqa: E402
-from cells import Comparison, passes, plain_pgd, robust_accuracy  # noqa: E402
+from cells import Comparison, passes, plain_pgd, robust_accuracy, square_windows  # noqa: E402
 from flatness_precision import one_model, two_models  # noqa: E402
 from programs import programs  # noqa: E402
 from steps import Setting, additions, besides, whole_steps  # noqa: E402
@@ -76,6 +76,7 @@ def _cells(images: int, repetitions: int) -> dict[str, Callable[[], Iterator[Com
     cells: dict[str, Callable[[], Iterator[Comparison]]] = {
         "plain PGD": partial(plain_pgd, images, repetitions),
         "quick twin": partial(passes, images, repetitions),
+        "Square through windows": partial(square_windows, repetitions),
         "quick twins of programs": partial(programs, repetitions),
         "flatness, one model": partial(one_model, images, repetitions),
         "flatness, a difference": partial(two_models, images, repetitions),
