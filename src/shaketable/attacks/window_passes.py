@@ -28,8 +28,9 @@ class WindowPasses:
     Only of a `QuickTwin`, whose points are judged again by the model itself. Its graph is `torch.fx`'s; see `graph_of` for
     what is refused. Convolutions, poolings, sums and what works entry by entry are followed, the rest is given whole maps.
 
-    Cost: of a pass, between an eighth (windows of one pixel) and all; about a third on the package's small CNN with the windows
-    of most of Square's queries. Memory: the maps of all images, at most 1 GiB, else `begin` declines.
+    Cost: `begin` a pass at most, `logits` what the windows reach: with those of Square's queries about half the time of a pass
+    of the package's small CNN, and .7 of a PreAct ResNet-18's (`benchmarks/run.py --only "Square through"`). Memory: the maps
+    of all images, at most 1 GiB, else `begin` declines.
 
     Checked by tests/attacks/test_window_passes.py: whole passes, over drawn networks, windows and verdicts.
     """
