@@ -37,6 +37,20 @@ def test_finds_the_signs_of_a_linear_model() -> None:
     assert (found.calls.forward, found.calls.backward) == (700 * 6, 0)
 
 
+@pytest.mark.parametrize("norm", sorted(EPS))
+def test_a_model_that_writes_into_its_images_changes_nothing(norm: Any) -> None:
+    model, x, y, _ = _linear()
+
+    def writing(z: Tensor) -> Tensor:
+        logits = model(z)
+        z.zero_()
+        return logits
+
+    ball = Ball(norm, EPS[norm], box=(0, 1))
+    plain, found = (SquareAttack(queries=60)(m, x.clone(), y, ball, generator=generator(0)) for m in (model, writing))
+    assert torch.equal(plain.point, found.point)
+
+
 @pytest.mark.parametrize(("norm", "eps", "share"), [("l2", 0.5, 0.6), ("l1", 1.0, 0.4)])
 def test_comes_near_the_optimum_of_a_linear_model(norm: Any, eps: float, share: float) -> None:
     """Windows have three pixels a side or more, so neither l2's direction nor l1's one pixel is reached; draws are far."""

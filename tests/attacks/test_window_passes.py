@@ -1,6 +1,8 @@
 """Passes over windows give the logits of whole passes, for the candidates as for what is taken of them."""
 
+import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from shaketable.attacks import window_passes
 from shaketable.attacks.square import SquareAttack
 from shaketable.attacks.square_moves import Windows
 from shaketable.attacks.twin import quick_twin
+from shaketable.attacks.window_maps import Plan
 from shaketable.attacks.window_passes import WindowPasses
 from shaketable.core import Ball, generator
 
@@ -211,6 +214,114 @@ def test_models_that_are_not_followed(how: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert numbers == random.getstate()
     assert WindowPasses.of(quick_twin(_Strange("").eval()), x) is not None
+
+
+class _Swish(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mul_(torch.sigmoid(h))
+
+
+class _Wild(nn.Module):
+    """A network whose middle is any function of its modules and a map."""
+
+    def __init__(self, middle: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.middle = middle
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, 1, 1), nn.Conv2d(6, 6, 1)
+        self.relu, self.drop, self.plain, self.swish = nn.ReLU(inplace=True), nn.Dropout(), nn.ReLU(), _Swish()
+        self.norm, self.batch, self.head = nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.Linear(6 * 100, 3)
+        self.batch.running_mean = self.batch.running_var = None
+        self.register_buffer("mean", torch.rand(6))
+        self.place: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self, self.conv1(x)).flatten(1))
+
+
+def _discarded(s: Any, h: Tensor) -> Tensor:
+    s.relu(h)
+    return s.conv2(h)
+
+
+def _sliced(s: Any, h: Tensor) -> Tensor:
+    h[:, :2].mul_(3)
+    return s.conv2(h)
+
+
+def _cached(s: Any, h: Tensor) -> Tensor:
+    if s.place is None:
+        s.place = h.new_zeros(1, 6, 1, 1)
+    return s.conv2(h + s.place)
+
+
+def _branched(s: Any, h: Tensor) -> Tensor:
+    if isinstance(h, Tensor) and h.shape[0] > 1:  # not so while it is traced
+        h = h - h.mean(0)
+    return s.conv2(h)
+
+
+WRITING = [
+    _discarded,
+    _sliced,
+    lambda s, h: s.conv2(s.relu(h)) + s.conv3(h),
+    lambda s, h: s.conv2(s.relu(s.drop(h))) + s.conv3(h),
+    lambda s, h: torch.add(h, 1, out=h) + s.conv3(h),
+    _branched,
+]
+FOLLOWED = [
+    lambda s, h: s.conv2(s.relu(s.norm(h))) + s.conv3(h),
+    lambda s, h: s.conv2(s.swish(h)),
+    lambda s, h: s.conv2((h - s.mean.view(1, -1, 1, 1)) / s.mean.sqrt()[:, None, None]),
+    lambda s, h: torch.cat([s.conv2(h), s.conv3(h)], 1)[:, 3:9],
+    lambda s, h: s.conv2(h) * s.plain(s.mean)[:, None, None] + h.mean((2, 3), keepdim=True),
+    lambda s, h: s.conv2(input=s.conv3(h)),
+    lambda s, h: s.conv3(s.batch(s.conv2(h))),
+    _cached,
+]
+
+
+@pytest.mark.usefixtures("_always")
+@pytest.mark.parametrize("middle", [*WRITING, *FOLLOWED])
+def test_wild_models_are_followed_rightly_or_not_at_all(middle: Any) -> None:
+    torch.manual_seed(0)
+    model, x = _Wild(middle).eval(), torch.rand(3, 2, 12, 12)
+    before, expected = x.clone(), copy.deepcopy(model)
+    twin = quick_twin(model)
+    passes = WindowPasses.of(twin, x)
+    assert (passes is None) == (middle in WRITING)
+    assert torch.equal(x, before)
+    corners = torch.randint(0, 11, (4, 3, 2))
+    with torch.no_grad():
+        if passes is not None and passes.begin(x, (2, 2)):
+            passes.aim(corners)
+            for turn in range(4):
+                window = torch.rand(3, 2, 2, 2)
+                candidate = _with_windows(x, corners[turn], window)
+                assert torch.allclose(passes.logits(turn, window), expected(candidate), rtol=1e-4, atol=2e-5)
+                passes.settle(torch.tensor([False, True, False]))
+                x[1] = candidate[1]
+        assert torch.allclose(twin(x.clone()), expected(x.clone()), atol=1e-5)
+
+
+def test_a_forward_put_in_the_place_of_a_modules_own_is_not_passed_over() -> None:
+    model, x = _Wild(lambda s, h: s.conv2(h)).eval(), torch.rand(3, 2, 12, 12)
+    assert WindowPasses.of(quick_twin(model), x) is not None
+    forward = model.conv2.forward
+    model.conv2.forward = lambda h: forward(h) * h.mean()  # pyright: ignore
+    assert WindowPasses.of(quick_twin(model), x) is None
+
+
+def test_a_plan_that_is_wrong_is_not_used(monkeypatch: Any) -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 324, 3)).eval(), torch.rand(2, 1, 20, 20)
+    passes = WindowPasses.of(quick_twin(model), x)
+    assert passes is not None
+    assert passes.begin(x, (2, 2))
+    run = Plan.run
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "settle", lambda self, better: None)
+        assert not passes.begin(x, (2, 2))
+    monkeypatch.setattr(Plan, "run", lambda self, turn, window: run(self, turn, window) + 0.01)
+    assert not passes.begin(x, (2, 2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -137,7 +137,7 @@ class Windows:
         uniform = torch.rand(n, c, 1, w, generator=self.generator, device=self.generator.device)
         down = (uniform < 0.5).expand(n, c, h, w).reshape(n, -1).to(self.ends[0].device)
         self.point: Tensor = torch.where(down, *self.points)
-        return self.point.unflatten(1, self.shape)
+        return self.point.unflatten(1, self.shape).clone()
 
     def tried(self, share: float, rows: Tensor) -> Tensor:
         """A window an image. Where it would change nothing, its signs are turned round."""
@@ -155,7 +155,8 @@ class Windows:
         same = (new == self.old).all(1, keepdim=True)
         self.new = torch.where(down ^ same, low, high)
         self.point.scatter_(1, self.place, self.new)
-        return self.point.unflatten(1, self.shape)
+        point = self.point.unflatten(1, self.shape)
+        return point if self.follows else point.clone()  # a model may write into what it is given
 
     def logits(self) -> Tensor | None:
         if self.passes is None or not self.follows:

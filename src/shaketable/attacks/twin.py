@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.foreign import Exported
+from .twin_graph import Traced, graph_of
 from .twin_of_program import quick_program
 
 
@@ -66,6 +68,11 @@ class QuickTwin(nn.Module):
         self.copy = twin
         self.training: bool = twin.training
         self.takes = True
+
+    @cached_property
+    def graph(self) -> Traced | None:
+        """Its graph, if that is everything."""
+        return graph_of(self.copy)
 
     def forward(self, *inputs: Any) -> Any:
         if self.takes:

@@ -1,7 +1,6 @@
 """What a window of an image reaches in a convolutional network, node by node of its graph."""
 
 import operator
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from .twin import QuickConv2d, QuickReLU
+from .twin_graph import Node
 from .window_areas import Area
-
-Node = Any  # fx.Node, whose arguments are anything
 
 POINTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU,
@@ -68,42 +66,6 @@ class Spread:
 Kind = Pointwise | Sum | Spread
 
 
-def graph_of(model: nn.Module) -> fx.GraphModule | None:
-    """The graph of a model in eval mode; None where it cannot be had, or would not be all that the model does.
-
-    That is: control flow that depends on the input, hooks, tensors that are made or numbers that are drawn on the way.
-    """
-    modules = list(model.modules())
-    if any(module.training or _is_hooked(module) for module in modules):
-        return None
-    before = torch.get_rng_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            graph = _Tracer().trace(model)
-            drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
-    except Exception:  # a model may do anything when it is traced
-        return None
-    finally:
-        random.setstate(before[1])
-    made = any(node.op == "get_attr" and "_tensor_constant" in str(node.target) for node in graph.nodes)
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if drawn or made or len(inputs) != 1:
-        return None
-    return fx.GraphModule(model, graph)
-
-
-class _Tracer(fx.Tracer):
-    """Takes modules without children, a user's own as well, as one step."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(True for _ in m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(map(bool, hooks))
-
-
 def kind_of(node: Node, module: Any, shapes: dict[Node, torch.Size], constants: dict[Node, Any]) -> Kind | None:
     """What a node does with a window of its input; None if that is not known, so that it is given whole maps.
 
@@ -127,7 +89,7 @@ def kind_of(node: Node, module: Any, shapes: dict[Node, torch.Size], constants: 
     if node.target in ARITHMETIC and len(node.args) == 2 and shapes[node] == shapes[maps[0]]:
         return Pointwise() if _is_even(constants.get(node.args[1], node.args[1])) else None
     known = node.target in (POINTWISE_METHODS if node.op == "call_method" else POINTWISE_FUNCTIONS)
-    return Pointwise() if known and len(maps) == 1 and True not in node.args else None
+    return Pointwise() if known and len(maps) == 1 else None
 
 
 def writes(node: Node, module: Any) -> bool:
@@ -157,8 +119,9 @@ def value_of(node: Node, values: dict[Node, Any], modules: dict[str, nn.Module])
 
 def caller(node: Node, constants: dict[Node, Any], modules: dict[str, nn.Module]) -> Callable[[dict[Node, Any]], Any]:
     """The same as a function of the values, ready for many calls; a module is run without hooks, of which it has none."""
-    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
-        run, source = modules[node.target].forward, node.args[0]
+    source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+    if node.op == "call_module" and isinstance(source, fx.Node) and source not in constants:
+        run = modules[node.target].forward
         return lambda values: run(values[source])
     return lambda values: value_of(node, {**constants, **values}, modules)
 
@@ -172,7 +135,8 @@ def _is_even(constant: Any) -> bool:
 
 def _of_module(module: Any, output: torch.Size) -> Kind | None:
     if type(module) in POINTWISE_MODULES:
-        return Pointwise() if not isinstance(module, nn.BatchNorm2d) or module.track_running_stats else None
+        batch = isinstance(module, nn.BatchNorm2d) and (module.running_mean is None or module.running_var is None)
+        return None if batch else Pointwise()
     if type(module) in (nn.Conv2d, QuickConv2d):
         return _of_convolution(module, output)
     if type(module) in (nn.MaxPool2d, nn.AvgPool2d):
@@ -183,7 +147,7 @@ def _of_module(module: Any, output: torch.Size) -> Kind | None:
 def _of_convolution(conv: nn.Conv2d, output: torch.Size) -> Kind | None:
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return None
-    reach = tuple(d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    reach = tuple(d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.weight.shape[2:], strict=True))
 
     def run(padded: Tensor) -> Tensor:
         return F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)

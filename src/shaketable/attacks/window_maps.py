@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .twin_graph import Node
 from .window_areas import Area
-from .window_graph import Kind, Node, Spread, Sum, caller, value_of, writes
+from .window_graph import Kind, Spread, Sum, caller, value_of, writes
 
 PRODUCT = 2**18  # entries of a matrix up to which a convolution is a product
 
@@ -87,7 +88,7 @@ class _Product:
         self.run, self.place, self.size, self.bias = kind.run, place, size, conv.bias
         self.matrix = conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
         pixels = place.grid(size, conv.stride).view(-1, 1)  # pyright: ignore
-        self.taps = (pixels + place.grid(conv.kernel_size, conv.dilation).view(1, -1)).flatten()  # pyright: ignore
+        self.taps = (pixels + place.grid(conv.weight.shape[2:], conv.dilation).view(1, -1)).flatten()  # pyright: ignore
 
     def __call__(self, turn: int) -> Tensor:
         entries = self.place.first.shape[1] * self.taps.shape[0] * self.place.map.shape[0]
@@ -148,10 +149,16 @@ class Plan:
     def fill(self, point: Tensor) -> None:
         """Compute the maps of these images."""
         values = dict(self.constants)
+        readers = {node: sum(user in self.areas for user in node.users) for node in self.areas}
         for node in self.areas:
             values[node] = point if node.op == "placeholder" else value_of(node, values, self.modules)
             if node in self.maps:
                 self.maps[node].put(values[node])
+            for source in node.all_input_nodes:
+                if source in readers:
+                    readers[source] -= 1
+            for spent in [source for source in (node, *node.all_input_nodes) if readers.get(source) == 0]:
+                values.pop(spent, None)
 
     def aim(self, top: Tensor, left: Tensor) -> None:
         for place in self.places:
@@ -204,17 +211,19 @@ class Plan:
 
     def _flatten(self, node: Node) -> None:
         """Let linear layers read a map as it lies, with their weights in that order."""
-        source = node.args[0] if node.args else None
-        named = node.target in (torch.flatten, "flatten", "view", "reshape")
-        if not named and not isinstance(self.modules.get(str(node.target)), nn.Flatten):
+        source, kept = (node.args[0], self.maps.get(node.args[0])) if node.args else (None, None)
+        flattens = node.target in (torch.flatten, "flatten", "view", "reshape") or (
+            node.op == "call_module" and isinstance(self.modules[node.target], nn.Flatten)
+        )
+        if not flattens or kept is None or any(kept.edge) or self.copied:
             return
-        linears = [user for user in node.users if type(self.modules.get(str(user.target))) is nn.Linear]
-        kept = self.maps.get(source)
-        if kept is None or any(kept.edge) or len(linears) < len(node.users) or self.copied:
-            return
-        if self.shapes[node] == (1, kept.shape.numel()):
+        linear = all(
+            user.op == "call_module" and type(self.modules[user.target]) is nn.Linear and user.args == (node,)
+            for user in node.users
+        )
+        if linear and self.shapes[node][1:] == (kept.shape.numel(),):
             self.flat[node] = source
-            for user in linears:
+            for user in node.users:
                 weight: Tensor = self.modules[user.target].weight  # pyright: ignore
                 self.linears[user] = weight.unflatten(1, kept.shape).permute(0, 2, 3, 1).flatten(1).contiguous()
 

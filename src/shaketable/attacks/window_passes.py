@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .twin import QuickTwin
+from .twin_graph import Node, Traced
 from .window_areas import Area, Reach
-from .window_graph import Kind, Node, Spread, Sum, graph_of, kind_of, value_of
+from .window_graph import Kind, Spread, Sum, kind_of, value_of, writes
 from .window_maps import Plan
 
 LARGEST = 0.6  # share of a map: of a larger one all is computed
@@ -25,8 +26,9 @@ class WindowPasses:
     computed from there on. What was overwritten is written back where the candidate is not taken. Nothing is added up over
     candidates, so the logits are those of a whole pass but for its rounding.
 
-    Only of a `QuickTwin`, whose points are judged again by the model itself. Its graph is `torch.fx`'s; see `graph_of` for
-    what is refused. Convolutions, poolings, sums and what works entry by entry are followed, the rest is given whole maps.
+    Only of a `QuickTwin`, whose points are judged again by the model itself. Its graph is `torch.fx`'s (see `graph_of`), and
+    must write into nothing that is read again. Convolutions, poolings, sums and what works entry by entry are followed, the
+    rest is given whole maps; for each size of windows it is compared with whole passes first, on two images.
 
     Cost: `begin` a pass at most, `logits` what the windows reach: with those of Square's queries about half the time of a pass
     of the package's small CNN, and .7 of a PreAct ResNet-18's (`benchmarks/run.py --only "Square through"`). Memory: the maps
@@ -35,50 +37,57 @@ class WindowPasses:
     Checked by tests/attacks/test_window_passes.py: whole passes, over drawn networks, windows and verdicts.
     """
 
-    def __init__(self, graph: fx.GraphModule, image: Tensor) -> None:
-        self.modules: dict[str, nn.Module] = {**dict(graph.named_modules())}
-        self.nodes: list[Node] = list(graph.graph.nodes)
+    def __init__(self, model: QuickTwin, graph: Traced, images: Tensor) -> None:
+        self.model, self.nodes, self.modules = model, graph.nodes, graph.modules
         self.shapes: dict[Node, torch.Size] = {}
         self.constants: dict[Node, Any] = {}
         values: dict[Node, Any] = {}
         for node in self.nodes:
-            values[node] = image if node.op == "placeholder" else value_of(node, values, self.modules)
+            versions = {known: value._version for known, value in values.items() if isinstance(value, Tensor)}
+            values[node] = images if node.op == "placeholder" else value_of(node, values, self.modules)
+            for known in (known for known, version in versions.items() if values[known]._version != version):
+                self._refuse_unless_last(known, node)
             if isinstance(values[node], Tensor):
                 self.shapes[node] = values[node].shape
-            if node.op == "get_attr":
+            sources = node.all_input_nodes
+            if node.op == "get_attr" or (sources and all(source in self.constants for source in sources)):
                 self.constants[node] = values[node]
-        self.logits_of_image: Tensor = values[self.nodes[-1]]
+        self.found: Any = values[self.nodes[-1]]
         self.kinds: dict[Node, Kind | None] = {node: self._kind(node) for node in self.nodes}
         self.plan: Plan | None = None
 
     @classmethod
     def of(cls, model: Any, x: Float[Tensor, "n c h w"]) -> "WindowPasses | None":
-        """Those of a model; None where its graph cannot be had, or computes other logits. Costs two passes of an image."""
+        """Those of a model; None where its graph cannot be had, or computes other logits. Costs two passes of two images."""
         if not isinstance(model, QuickTwin) or x.dtype != torch.float32 or x.device.type != "cpu":
             return None
-        graph = graph_of(model.copy)
+        graph = model.graph
         if graph is None:
             return None
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            expected = model(x[:1])
             try:
-                passes = cls(graph, x[:1])
+                passes = cls(model, graph, x[:2].clone())
+                return passes if _agree(passes.found, model(x[:2].clone())) else None
             except Exception:  # a model may look at anything on its way
                 return None
-        found = passes.logits_of_image
-        same = isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape
-        return passes if same and torch.allclose(found, expected, rtol=1e-4, atol=1e-5) else None
 
     def begin(self, point: Float[Tensor, "n c h w"], size: tuple[int, int]) -> bool:
-        """Get ready for windows of a size at these points; False where it is not worth while. Costs a pass at most."""
-        areas = self._areas(size)
+        """Get ready for windows of a size at these points; False where it is not worth while.
+
+        Costs a pass at most, and four passes of two images, on which it is compared with whole ones.
+        """
         self.plan = None
-        if not areas or not self._is_worth(areas):
-            return False
-        plan = Plan(self.nodes, self.modules, self.shapes, self.kinds, self.constants, areas)
-        if plan.entries() * len(point) * 4 > MEMORY:
-            return False
-        plan.fill(point)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                areas = self._areas(size)
+                if not areas or not self._is_worth(areas):
+                    return False
+                plan = Plan(self.nodes, self.modules, self.shapes, self.kinds, self.constants, areas)
+                if plan.entries() * len(point) * 4 > MEMORY or not self._holds(plan, point[:2], size):
+                    return False
+                plan.fill(point)
+            except Exception:  # what a model does on its way may not work on part of a map
+                return False
         self.plan = plan
         return True
 
@@ -101,6 +110,32 @@ class WindowPasses:
         """Let the other points go; `aim` again."""
         if self.plan is not None:
             self.plan.keep(left)
+
+    def _refuse_unless_last(self, known: Node, writer: Node) -> None:
+        """A value may be written into by nodes that are known to, and if nothing reads it afterwards."""
+        later = self.nodes[self.nodes.index(writer) + 1 :]
+        if known.op == "placeholder" or known in self.constants or any(user in later for user in known.users):
+            raise ValueError(f"{writer} writes into {known}, which is read again")
+        if not writes(writer, self.modules.get(str(writer.target))):
+            raise ValueError(f"{writer} writes into {known}")
+
+    def _holds(self, plan: Plan, point: Tensor, size: tuple[int, int]) -> bool:
+        """Whether a plan gives the logits of whole passes: for windows in corners, the first of which one image takes."""
+        height, width = size
+        ends = point.shape[2] - height, point.shape[3] - width
+        plan.fill(point)
+        plan.aim(*torch.tensor([[[0, 0], list(ends)], [list(ends), [ends[0], 0]]])[:, : len(point)].unbind(2))
+        point = point.clone()
+        for turn, corners in enumerate((((0, 0), ends), (ends, (ends[0], 0)))):
+            candidate, windows = point.clone(), []
+            for image, (top, left) in zip(candidate, corners, strict=False):
+                window = image[:, top : top + height, left : left + width]
+                windows.append(window.copy_(window.flip(1, 2) + 0.25))
+            if not _agree(plan.run(turn, torch.stack(windows)), self.model(candidate.clone())):
+                return False
+            plan.settle(torch.tensor([True, False])[: len(point)])
+            point[0] = candidate[0]
+        return True
 
     def _kind(self, node: Node) -> Kind | None:
         if node.op not in ("call_module", "call_function", "call_method"):
@@ -138,3 +173,9 @@ class WindowPasses:
                 products = self.shapes[node].numel() * module.in_features
             whole, part = whole + products, part + products * (areas[node].share if node in areas else 1)
         return part < WORTH * whole
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    """Whether logits are the same but for rounding."""
+    tensors = isinstance(found, Tensor) and isinstance(expected, Tensor)
+    return tensors and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
