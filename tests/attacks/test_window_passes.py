@@ -183,6 +183,16 @@ def test_windows_that_save_nothing_are_not_followed() -> None:
     assert not passes.begin(x, (17, 17))
 
 
+def test_large_logits_are_the_same_but_for_their_rounding() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 5)]
+    model, x = nn.Sequential(*layers).eval(), torch.rand(2, 1, 20, 20)
+    model[-1].weight.data *= 1e5  # pyright: ignore
+    passes = WindowPasses.of(quick_twin(model), x)
+    assert passes is not None
+    assert passes.begin(x, (2, 2))
+
+
 class _Strange(nn.Module):
     """A model whose graph would not be all that it does."""
 
