@@ -154,13 +154,9 @@ def test_only_what_the_window_reaches_is_computed() -> None:
     for size, reached in (((2, 2), [2, 4, 4, 3, 3]), ((5, 5), [5, 7, 7, 5, 5])):
         areas = passes._areas(size)
         assert [area.size for area in areas.values()] == [(side, side) for side in reached]
-    sides = passes._areas((1, 1))
-    lines = list(sides.values())[1].lines
-    assert lines.first.tolist() == [
-        0,
-        *range(18),
-        17,
-    ]  # the window in line 0 reaches lines 0 and 1, and a third is taken
+    lines = list(passes._areas((1, 1)).values())[1].lines
+    between = list(range(18))  # three lines are taken; at the edges, where two are reached, a third as well
+    assert lines.first.tolist() == [0, *between, 17]
 
 
 @pytest.mark.usefixtures("_always")
@@ -198,7 +194,7 @@ class _Strange(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.count = how, 0
+        self.how = how
         self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2 * 36, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -302,7 +298,8 @@ def test_wild_models_are_followed_rightly_or_not_at_all(middle: Any) -> None:
     assert torch.equal(x, before)
     corners = torch.randint(0, 11, (4, 3, 2))
     with torch.no_grad():
-        if passes is not None and passes.begin(x, (2, 2)):
+        if passes is not None:
+            assert passes.begin(x, (2, 2))
             passes.aim(corners)
             for turn in range(4):
                 window = torch.rand(3, 2, 2, 2)
