@@ -69,7 +69,7 @@ def fill(
         WorkerError: no worker process starts.
 
     A ledger that has everything is only read. Workers die with this process, whatever ends it, without a trace but for a
-    claim that nobody holds, which the next fill removes.
+    claim that nobody holds, which the next fill with something to measure removes.
 
     Checked by tests/runs/test_pool.py: kills of workers and of the parent at random moments, then the same table.
     """
@@ -88,6 +88,7 @@ def fill(
                 _in_workers(state, min(workers, len(state.waiting)), threads, requests, stage)
             else:
                 _here(state, threads, requests, stage)
+            ledger.tidy()  # what workers left that died of this fill's own cells
             if requests.stop and len(state.outcomes) < len(keys):
                 done = f"{len(state.outcomes)} of {len(keys)} are done and kept"
                 raise Interrupted(f"Stopped; {done}: run it again to go on.")
