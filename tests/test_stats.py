@@ -1,6 +1,8 @@
 """Intervals against SciPy, and their coverage."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from shaketable.core.errors import InputError
-from shaketable.stats import Mean, Rate, bootstrap, difference, mean, paired
+from shaketable.stats import (
+    Mean,
+    Rate,
+    binomial_p,
+    bootstrap,
+    difference,
+    mean,
+    paired,
+    student_p,
+    student_quantile,
+)
 
 numbers = some.lists(some.floats(-1e3, 1e3), min_size=2, max_size=30)
 
@@ -144,3 +156,28 @@ def test_bootstrap_is_its_seed() -> None:
 
 def test_a_mean_says_its_count() -> None:
     assert str(Mean(0.5, 0.25, 0.75, 3, 0.1)) == "0.500 [0.250, 0.750] (n = 3)"
+
+
+@settings(deadline=None, derandomize=True)
+@given(some.floats(0.3, 1e6), some.floats(-40, 40))
+def test_students_quantile_and_p_are_scipys(freedom: float, t: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(float(scipy.stats.t.ppf(0.975, freedom)), rel=1e-9)
+    assert student_p(t, freedom) == pytest.approx(2 * float(scipy.stats.t.sf(abs(t), freedom)), rel=1e-9)
+
+
+@settings(deadline=None, derandomize=True)
+@given(some.integers(0, 3000).flatmap(lambda n: some.tuples(some.integers(0, n), some.just(n))), some.floats(0, 1))
+def test_binomial_p_is_scipys(counts: tuple[int, int], p: float) -> None:
+    hits, n = counts
+    expected = scipy.stats.binomtest(hits, n, p, alternative="greater").pvalue if n else 1.0
+    assert binomial_p(hits, n, p) == pytest.approx(float(expected), rel=1e-9, abs=1e-290)
+
+
+def test_intervals_do_not_import_all_of_scipys_laws() -> None:
+    """Which takes a second, at each start of the command."""
+    code = (
+        "import sys; from shaketable import stats\n"
+        "stats.difference([1., 2.], [3., 5.]), stats.student_p(1., 2.), stats.binomial_p(1, 2, .5)\n"
+        "assert 'scipy.special' in sys.modules and 'scipy.stats' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

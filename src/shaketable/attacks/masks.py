@@ -35,11 +35,9 @@ def checked(mask: Tensor, shape: Shape, argument: str = "mask") -> Bool[Tensor, 
         found = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__  # pyright: ignore
         raise InputError(argument, wanted, found, "Make one with st.attacks.regions, or compare: values > 0.")
     try:
-        fits = torch.broadcast_shapes(mask.shape, tuple(shape)) == tuple(shape)
+        mask.expand(tuple(shape))
     except RuntimeError:
-        fits = False
-    if not fits:
-        raise InputError(argument, wanted, f"shape {tuple(mask.shape)}", "Build it for x.shape.")
+        raise InputError(argument, wanted, f"shape {tuple(mask.shape)}", "Build it for x.shape.") from None
     return mask.reshape(*[1] * (len(tuple(shape)) - mask.dim()), *mask.shape)
 
 
@@ -130,7 +128,7 @@ def _alike(*masks: Tensor) -> tuple[Tensor, ...]:
         if mask.dtype != torch.bool:
             raise InputError("mask", "bool tensors", str(mask.dtype), "Compare: values > 0.")
     try:
-        torch.broadcast_shapes(*(mask.shape for mask in masks))
+        torch.broadcast_tensors(*masks)
     except RuntimeError:
         found = f"shapes {[tuple(mask.shape) for mask in masks]}"
         raise InputError("mask", "masks of one shape of inputs", found, "Build them for the same x.shape.") from None

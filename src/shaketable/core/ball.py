@@ -250,10 +250,8 @@ def _shaped_mask(origin: Tree, mask: Any) -> Tree:
         return {name: _shaped_mask(part, mask[name]) for name, part in origin.items()}
     mask = torch.as_tensor(mask, device=origin.device)
     try:
-        shape = torch.broadcast_shapes(mask.shape, origin.shape)
+        mask.expand(origin.shape)
     except RuntimeError:
-        shape = None
-    if shape != origin.shape:
-        found = f"shape {tuple(mask.shape)}"
-        raise InputError("mask", f"a shape that broadcasts to {tuple(origin.shape)}", found, "Give the region's mask.")
+        wanted, found = f"a shape that broadcasts to {tuple(origin.shape)}", f"shape {tuple(mask.shape)}"
+        raise InputError("mask", wanted, found, "Give the region's mask.") from None
     return (mask != 0).reshape(*[1] * (origin.dim() - mask.dim()), *mask.shape)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..core import InputError
-from ..stats import holm
+from ..stats import holm, student_p, student_quantile
 from .associations import Association, Correlation, Correlations, Lead, LeftOut, Share
 from .coefficients import KINDS, Kind, Matrices, fisher, left_out, matrices, multiple, partial, resampled, spread
 from .models_table import Models, Refused, admitted, varying
@@ -123,16 +123,14 @@ class _Resampled:
 
     def _interval(self, values: Float[np.ndarray, " b"]) -> tuple[float, float, float]:
         """The normal interval of the first value, with its p; unbounded where the resamples do not tell its spread."""
-        from scipy.stats import t
-
         freedom = len(self.families) - 1
         value, deviation = float(values[0]), spread(values[1 + len(self.families) :])
         if freedom < 1 or not np.isfinite(deviation) or not np.isfinite(value):
             return -np.inf, np.inf, float("nan")
         if deviation == 0:
             return value, value, float(value == 0)
-        half = float(t.ppf(0.975, freedom)) * deviation
-        return value - half, value + half, float(2 * t.sf(abs(value) / deviation, freedom))
+        half = student_quantile(freedom) * deviation
+        return value - half, value + half, student_p(value / deviation, freedom)
 
     def _left_out(self, values: Float[np.ndarray, " f"]) -> LeftOut | None:
         if not np.isfinite(values).any():

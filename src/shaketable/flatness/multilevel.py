@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core import InputError
-from ..stats import Mean
+from ..stats import Mean, student_quantile
 
 FOLDS = 4
 """Each fold's draws are planned from the pilots of the others."""
@@ -203,9 +203,7 @@ def _mean(folds: list[Any], plan: Plan) -> Sampled:
     n = plan.totals[0]
     freedom = variance**2 / spread if spread else n - 1
     error = math.sqrt(variance)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, freedom)) * error
+    half = student_quantile(freedom) * error
     return Sampled(Mean(centre, centre - half, centre + half, n, error * math.sqrt(n)), error, plan)
 
 

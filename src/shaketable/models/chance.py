@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shaketable.core.errors import ModelError
-from shaketable.stats import Rate
+from shaketable.stats import Rate, binomial_p
 
 LEVEL, QUARTER = 0.01, 0.25
 
@@ -23,10 +23,8 @@ def chance(predicted: Int[Tensor, " n"], y: Int[Tensor, " n"], classes: int) -> 
 
 def above_chance(predicted: Int[Tensor, " n"], y: Int[Tensor, " n"], classes: int) -> bool:
     """Whether the accuracy is significantly above chance: exact one-sided binomial test, p < .01."""
-    from scipy.stats import binomtest
-
     hits = int((predicted == y).sum())
-    return float(binomtest(hits, len(y), chance(predicted, y, classes), alternative="greater").pvalue) < LEVEL
+    return binomial_p(hits, len(y), chance(predicted, y, classes)) < LEVEL
 
 
 def check_chance(

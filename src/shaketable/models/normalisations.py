@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from shaketable.core.errors import ModelError
+from shaketable.stats import binomial_p
 
 from .chance import above_chance
 
@@ -145,10 +146,8 @@ def check_normalisation(
 
 def _gain(hits: Bool[Tensor, " n"], before: Bool[Tensor, " n"]) -> tuple[float, float]:
     """The share of images gained, and McNemar's exact one-sided p value for it."""
-    from scipy.stats import binomtest
-
     gained, lost = int((hits & ~before).sum()), int((~hits & before).sum())
-    p = float(binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue) if gained + lost else 1.0
+    p = binomial_p(gained, gained + lost, 0.5)
     return (gained - lost) / len(hits), p
 
 

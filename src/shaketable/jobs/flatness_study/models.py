@@ -10,6 +10,7 @@ import torch
 from ...models import load
 from ...models.chance import LEVEL
 from ...runs import Ledger, Progress, Task, fill
+from ...stats import binomial_p
 from ..flatness.cells import ModelPlace, flatness_of, model_hash, task_of
 from ..flatness.config import FlatnessConfig
 from ..flatness.measures import Chosen, chosen_of
@@ -216,7 +217,5 @@ def _found(one: _Work, results: Mapping[str, tuple[dict[str, Any] | None, str | 
 def _useless(standing: Standing, frequent: float) -> bool:
     """Whether a model is no better than a constant predictor on these images: it is one, or its accuracy is not
     significantly above the share of the most frequent class (exact binomial test, p < .01, as `models.check` judges)."""
-    from scipy.stats import binomtest
-
     hits = round((1 - standing.clean_error) * standing.n)
-    return standing.constant or float(binomtest(hits, standing.n, frequent, alternative="greater").pvalue) >= LEVEL
+    return standing.constant or binomial_p(hits, standing.n, frequent) >= LEVEL

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...stats import Mean, holm, mean, paired
+from ...stats import Mean, holm, mean, paired, student_p
 from ..measured import FINAL, FINAL_NAME, Curve, Measured, measured_of
 from .finals import final_name
 from .recipe import Compare, Recipe
@@ -140,9 +140,7 @@ def p_value(found: Mean) -> float | None:
         return None
     if found.deviation == 0:
         return 1.0 if found.value == 0 else 0.0
-    from scipy.stats import t
-
-    return float(2 * t.sf(abs(found.value) / (found.deviation / math.sqrt(found.n)), found.n - 1))
+    return student_p(found.value / (found.deviation / math.sqrt(found.n)), found.n - 1)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, Mean]]:
