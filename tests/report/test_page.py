@@ -54,8 +54,7 @@ class Visit:
         assert self.page.evaluate("typeof window.hacked") == "undefined"
 
 
-@pytest.fixture
-def visit(browser: Browser, files: dict[str, str]) -> Iterator:
+def pages(browser: Browser, files: dict[str, str]) -> Iterator:
     contexts: list[BrowserContext] = []
 
     def open_page(name: str = "demo", *, width: int = 1440, **options: object) -> Visit:
@@ -65,6 +64,16 @@ def visit(browser: Browser, files: dict[str, str]) -> Iterator:
     yield open_page
     for context in contexts:
         context.close()
+
+
+visit = pytest.fixture(pages)
+
+
+@pytest.fixture(scope="module")
+def drawn(browser: Browser, files: dict[str, str]) -> Iterator[Visit]:
+    """The demo's page, opened once, for tests that leave it as it was: drawing it takes seconds."""
+    for open_page in pages(browser, files):
+        yield open_page().drawn()
 
 
 def _hover(page: Page, chart: int, on: str = ".nsewdrag", item: int = 0) -> str:
@@ -80,8 +89,8 @@ def _hover(page: Page, chart: int, on: str = ".nsewdrag", item: int = 0) -> str:
     return " ".join(plot.locator(".hoverlayer text").all_text_contents())
 
 
-def test_charts_are_drawn_offline_without_a_complaint(visit) -> None:
-    seen = visit().drawn()
+def test_charts_are_drawn_offline_without_a_complaint(drawn: Visit) -> None:
+    seen = drawn
     assert seen.page.locator(".plot svg.main-svg").count() >= 5
     assert seen.page.locator(".plot .scatterlayer .trace.scatter path.js-line").count() >= 6
     assert seen.page.locator(".plot .barlayer .point path").count() == 4
@@ -89,8 +98,8 @@ def test_charts_are_drawn_offline_without_a_complaint(visit) -> None:
     seen.quiet()
 
 
-def test_pointing_at_a_chart_shows_value_and_interval(visit) -> None:
-    seen = visit().drawn()
+def test_pointing_at_a_chart_shows_value_and_interval(drawn: Visit) -> None:
+    seen = drawn
     curves = _hover(seen.page, 0)
     assert "epoch 3" in curves
     assert all(name in curves for name in ("AT, test: 1.", "AT, train: ", "AT-AWP, test: 1.", "["))
@@ -209,8 +218,8 @@ def test_the_keyboard_reaches_everything_and_works_it(visit) -> None:
     seen.quiet()
 
 
-def test_a_name_in_the_legend_hides_its_line_and_its_band(visit) -> None:
-    seen = visit().drawn()
+def test_a_name_in_the_legend_hides_its_line_and_its_band(drawn: Visit) -> None:
+    seen = drawn
     plot, key = seen.page.locator(".plot").first, seen.page.locator(".key").first
     lines = plot.locator(".scatterlayer .trace")
     before = lines.count()
@@ -222,8 +231,8 @@ def test_a_name_in_the_legend_hides_its_line_and_its_band(visit) -> None:
     seen.quiet()
 
 
-def test_the_command_can_be_copied_or_is_selected(visit) -> None:
-    seen = visit().drawn()
+def test_the_command_can_be_copied_or_is_selected(drawn: Visit) -> None:
+    seen = drawn
     seen.page.locator("footer .copy").click()
     seen.until("document.getElementById('status').textContent !== ''")
     assert seen.page.evaluate("getSelection().toString()").strip() == "shaketable demo --seed 0 --out runs/demo"
@@ -254,8 +263,8 @@ def test_printing_shows_charts_in_light_and_puts_everything_back(visit) -> None:
     assert page.locator(".plot svg.main-svg").nth(0).evaluate("s => s.clientWidth") < 600
 
 
-def test_the_systems_theme_and_wish_for_less_motion_are_followed(visit) -> None:
-    seen = visit(color_scheme="light").drawn()
+def test_the_systems_theme_and_wish_for_less_motion_are_followed(drawn: Visit) -> None:
+    seen = drawn
     line = seen.page.locator(".plot").first.locator("path.js-line").last
     before = line.evaluate("p => getComputedStyle(p).stroke")
     seen.page.emulate_media(color_scheme="dark")
@@ -264,6 +273,9 @@ def test_the_systems_theme_and_wish_for_less_motion_are_followed(visit) -> None:
     assert seen.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "smooth"
     seen.page.emulate_media(reduced_motion="reduce")
     assert seen.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+    seen.page.emulate_media(color_scheme="light", reduced_motion="no-preference")
+    seen.until("document.getElementById('theme').getAttribute('aria-pressed') === 'false'")
+    assert line.evaluate("p => getComputedStyle(p).stroke") == before
 
 
 @pytest.mark.full

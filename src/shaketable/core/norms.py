@@ -1,5 +1,7 @@
 """The norms of groups of entries: sizes, projections and random draws, on matrices (groups, entries)."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -70,6 +72,10 @@ def peak_sign(groups: Tensor) -> Tensor:
     return torch.zeros_like(groups).scatter(1, top, groups.gather(1, top).sign())
 
 
+def _uniform(*size: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(*size, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
 def draw(
     norm_name: str,
     law: str,
@@ -84,10 +90,7 @@ def draw(
     """
     shape, dtype = inside.shape, torch.promote_types(inside.dtype, torch.float32)
     inside, radius = inside.to(dtype), radius.to(dtype) if isinstance(radius, Tensor) else radius
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator, device=generator.device, dtype=dtype).to(inside.device)
-
+    uniform = partial(_uniform, like=inside, generator=generator)
     if norm_name == "linf" and law == "ball":
         return (2 * uniform(*shape) - 1) * inside * radius
     if norm_name == "l0":
