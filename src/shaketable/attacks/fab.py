@@ -54,7 +54,8 @@ class FABAttack:
     forward at the start. Misclassified images cost that alone.
 
     Differences from the authors' code in AutoAttack: the final search (the paper's) is made, with the crossing of
-    the line through the two margins pushed to the adversarial side by a hundredth of what is left, lest rounding undo it;
+    the line through the two margins pushed to the adversarial side by a hundredth of what is left, and a margin within the
+    rounding of the logits, which turns with the size of a batch, counts as none;
     restarts know the best point of all earlier runs, other targets' included; perturbations are kept as differences from
     the image, so that pixels outside a mask stay bit-identical.
 
@@ -127,9 +128,9 @@ class FABAttack:
             now, plan = plan[:width], plan[width:]
             towards = None if targets is None else targets[rows][:, [k for k, _ in now]].T
             walk.run(rows, towards, walk.start(reach, generator) if now[0][1] else None)
-            if radius is not None:
+            if radius is not None or self.restarts > 1:
                 walk.close_in(walk.open_rows())
-        if radius is None:
+        if radius is None and self.restarts == 1:
             walk.close_in(walk.open_rows())
         return walk
 
@@ -165,7 +166,7 @@ def fab(
         seed: of the random restarts.
         targeted, targets, steps, restarts, alpha_max, eta, beta, search: see `FABAttack`.
 
-    Cost and errors: `FABAttack`, with one final search at the end. Checked by tests/attacks/test_fab.py.
+    Cost and errors: `FABAttack`; without restarts, one final search at the end. Checked by tests/attacks/test_fab.py.
     """
     attack = FABAttack(targeted, targets, steps, restarts, alpha_max, eta, beta, search)
     x, y, ball = prepared(x, y, Ball(norm, REACH.get(norm, 0.0) if reach is None else reach, box=box, mask=mask), NORMS)

@@ -15,6 +15,8 @@ from ..core.record import Flags
 from .hyperplane import SHIFTS
 from .minimal import Counted, margins, others, require_labels
 
+ROUNDING = 16  # ulps of the logits: smaller margins may turn with the size of the batch
+BEYOND = 1024  # ulps of a segment, past where its margin is 0
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
@@ -123,6 +125,7 @@ class Walk:
         for _ in range(self.pace.search):
             crossing = near_margin / (near_margin - far_margin)
             share = near + (far - near) * (crossing + 0.01 * (1 - crossing)).nan_to_num(1.0).clamp(0, 1)
+            share = torch.minimum(share + BEYOND * torch.finfo(share.dtype).eps, far)
             delta = self._kept_inside(x, share[:, None] * known.delta)
             margin, fooled = self._judged(self.best, rows, delta, self._point(x, delta), y)
             near, near_margin = torch.where(fooled, near, share), torch.where(fooled, near_margin, margin)
@@ -185,9 +188,10 @@ class Walk:
         return self._kept_inside(x, moved)
 
     def _judged(self, best: Nearest, rows: Tensor, delta: Tensor, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The margins at points, and which fool the model; the nearest of them are kept."""
+        """The margins at points, and which fool the model beyond rounding; the nearest of them are kept."""
         logits = self.model.logits(points)
-        margin, fooled = margins(logits, y), logits.argmax(1) != y
+        margin = margins(logits, y)
+        fooled = margin > ROUNDING * torch.finfo(logits.dtype).eps * logits.abs().amax(1)  # in batches of any size
         best.keep(rows, fooled, norm_of(self.norm, delta), margin, delta)
         return margin, fooled
 
