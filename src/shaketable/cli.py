@@ -6,7 +6,9 @@ Exit codes: 0, done; 1, a gate failed, or with --strict there are findings; 2, a
 import itertools
 import os
 import sys
+import sysconfig
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        _complain(f"{type(error).__name__}: {error} This is a defect of Shaketable; --debug shows where.")
+        _complain(f"{type(error).__name__}: {str(error).rstrip('.')}. {_whose(error)}; --debug shows where.")
     return 2
 
 
@@ -219,6 +221,16 @@ def _print_estimate(estimate: Any, options: Options) -> int:
 
     print(json.dumps(asdict(estimate), indent=1) if options.json else estimate)
     return 0
+
+
+def _whose(error: Exception) -> str:
+    """Whose mistake an unexpected error is: that of a file of the user's that it came through, or ours."""
+    ours = [str(Path(__file__).parent), *sysconfig.get_paths().values()]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
+    if not theirs:
+        return "This is a defect of Shaketable"
+    return f"It came through {theirs[-1].filename}, line {theirs[-1].lineno}"
 
 
 def _complain(message: str, word: str = "error") -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shaketable.attacks import FABAttack, PGDAttack, evaluate
+from shaketable.attacks import ATTACKS, FABAttack, PGDAttack, evaluate
 from shaketable.attacks.apgd import APGDAttack
 from shaketable.attacks.autoattack import AutoAttack, Averaged, autoattack, members
 from shaketable.attacks.square import SquareAttack
 from shaketable.core import Ball, Calls, GradientError, InputError, Perturbation, generator
+from shaketable.jobs.choices import choose
 
 Make = Callable[..., Any]
 BALL = Ball("linf", 0.012, box=(0, 1))
@@ -156,6 +157,85 @@ def test_an_attack_that_does_not_stop_is_judged_by_the_model(problem: Make) -> N
     assert found.members[0].name == "0 function"
 
 
+class Few:
+    """A linear model of few classes, images of which the first is misclassified, and the passes that were made."""
+
+    def __init__(self, classes: int) -> None:
+        source = torch.Generator().manual_seed(0)
+        self.weight, self.passed = torch.randn(classes, 36, generator=source), list[int]()
+        self.x = 0.4 + 0.2 * torch.rand(6, 1, 6, 6, generator=source)
+        self.y = self(self.x).argmax(1)
+        self.y[0] = (self.y[0] + 1) % classes
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.passed.append(len(z))
+        return z.flatten(1) @ self.weight.T
+
+    def needed(self) -> Tensor:
+        """The linf norm of the smallest perturbation that fools it; below 0 where none is needed."""
+        logits = self(self.x)
+        gap = (logits.gather(1, self.y[:, None]) - logits) / (self.weight[self.y][:, None] - self.weight).abs().sum(2)
+        return gap.scatter(1, self.y[:, None], torch.inf).amin(1)
+
+
+DLR = (SquareAttack(queries=5), APGDAttack("dlr-targeted", steps=2))
+
+
+@pytest.mark.parametrize("eps", [1e-7, 0.3])
+@pytest.mark.parametrize("rows", [slice(0, 6), slice(0, 1)], ids=["all", "none to attack"])
+@pytest.mark.parametrize(
+    ("classes", "version"),
+    [
+        (2, "standard"),
+        (3, "standard"),
+        (2, "plus"),
+        (3, "plus"),
+        (2, "rand"),
+        (2, DLR),
+        (3, DLR),
+        (2, (PGDAttack("dlr"),)),
+    ],
+)
+def test_too_few_classes_are_refused_whatever_the_images(classes: int, version: Any, rows: slice, eps: float) -> None:
+    few = Few(classes)
+    few.passed.clear()
+    with pytest.raises(InputError) as caught:
+        autoattack(few, few.x[rows], few.y[rows], eps=eps, version=version)
+    assert caught.value.argument == "version"
+    assert caught.value.found == str(classes)
+    assert few.passed == [len(few.x[rows])]  # the clean images, before any attack
+    few.passed.clear()
+    none = autoattack(few, few.x[:0], few.y[:0], eps=eps, version=version)
+    assert none.point.shape == (0, 1, 6, 6)
+    assert not few.passed
+
+
+def test_rand_needs_three_classes() -> None:
+    few = Few(3)
+    found = autoattack(few, few.x, few.y, eps=1e-7, version="rand")
+    assert found.flags.stopped.tolist() == [True] + [False] * 5
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_is_named_instead_for_few_classes_works(classes: int) -> None:
+    few = Few(classes)
+    needed = few.needed()
+    eps = float(needed.sort().values[3:5].mean())  # the first is misclassified
+    with pytest.raises(InputError, match=r"Use apgd, apgd\(loss='ce-targeted'\), fab and square") as caught:
+        autoattack(few, few.x, few.y, eps=eps)
+    ball = Ball("linf", eps, box=(0, 1))
+    for text in ("apgd", "apgd(loss='ce-targeted')", "fab", "square"):
+        assert text in caught.value.remedy
+        found = evaluate(few, few.x, few.y, within=ball, seed=0, attack=choose(text, ATTACKS, "attack"))
+        assert not found.findings
+        if text != "square":
+            assert torch.equal(found.robust_correct, needed > eps)
+    together = AutoAttack((APGDAttack(), APGDAttack("ce-targeted"), FABAttack(), SquareAttack(queries=20)))
+    found = evaluate(few, few.x, few.y, within=ball, seed=0, attack=together)
+    assert torch.equal(found.robust_correct, needed > eps)
+    assert (found.clean.hits, found.robust.hits) == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "argument"),
     [
@@ -164,7 +244,7 @@ def test_an_attack_that_does_not_stop_is_judged_by_the_model(problem: Make) -> N
         ({"norm": "l0", "eps": 3}, "within"),
         ({"y": torch.zeros(40)}, "y"),
         ({"x": torch.full((40, 1, 12, 12), float("nan"))}, "origin"),
-        ({"model": lambda z: z.flatten(1)[:, :3]}, "loss"),
+        ({"model": lambda z: z.flatten(1)[:, :3]}, "version"),
     ],
 )
 def test_mistakes_are_named(problem: Make, change: dict[str, Any], argument: str) -> None:

@@ -48,3 +48,10 @@ def test_no_radius_is_refused(problem: Make) -> None:
     p = problem(4)
     with pytest.raises(InputError, match="radii"):
         curve(p.model, p.x, p.y, within=WITHIN, radii=(), seed=0)
+
+
+def test_it_is_shown_in_a_line(problem: Make) -> None:
+    p = problem(20)
+    found = curve(p.model, p.x, p.y, within=WITHIN, radii=(0.0, 0.02), attack=PGDAttack(steps=2), seed=0)
+    last = f"robust={found.rates[-1]} at 0.02"
+    assert repr(found) == f"Curve(2 radii, clean={found.clean}, {last}, {len(found.findings)} findings)"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shaketable.attacks import LINTS, FGSMAttack, PGDAttack, lint
+from shaketable.attacks.lints_of_strength import above_a_tenth
 from shaketable.core import Ball, InputError
 from shaketable.testing import CAUGHT_BY, DEFENCES
 
@@ -77,4 +78,31 @@ def test_what_cannot_be_linted_is_refused_or_empty(honest: Make) -> None:
     with pytest.raises(InputError, match="one radius"):
         lint(s.model, s.x, s.y, within=Ball("linf", torch.full((150,), 0.1), box=(0, 1)), seed=0)
     wrong = (s.model(s.x).argmax(1) + 1) % 10
-    assert lint(s.model, s.x, wrong, within=WITHIN, seed=0).images == 0
+    nothing = lint(s.model, s.x, wrong, within=WITHIN, seed=0)
+    assert nothing.images == 0
+    assert "no image right" in str(nothing)
+    with pytest.raises(InputError, match="at least one image"):
+        lint(s.model, s.x[:0], s.y[:0], within=WITHIN, seed=0)
+    with pytest.raises(InputError, match="images: expected"):
+        lint(s.model, s.x, s.y, within=WITHIN, seed=0, images=0)
+
+
+def test_at_radius_0_only_the_model_is_looked_at(honest: Make) -> None:
+    """No attack can do anything there, which is no sign of anything; what is wrong with the model itself still is."""
+    s, point = honest("convolutional"), Ball("linf", 0.0, box=(0, 1))
+    found = lint(s.model, s.x, s.y, within=point, seed=0, images=20)
+    assert found.passed, str(found)
+    assert [check.code for check in found.checks] == list(LINTS)
+    looked = {check.code for check in found.checks if not check.measured.startswith("not looked at")}
+    assert looked == {"random", "probabilities", "gradients"}
+    squashed = torch.nn.Sequential(s.model, torch.nn.Softmax(1))
+    flagged = {f.code for f in lint(squashed, s.x, s.y, within=point, seed=0, images=20).findings}
+    assert "probabilities" in flagged
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "suspicious"),
+    [(2, 4, True), (2, 19, True), (2, 20, False), (1, 4, False), (5, 50, False), (6, 50, True), (0, 0, False)],
+)
+def test_a_tenth_is_two_images_and_more_than_a_tenth(count: int, of: int, suspicious: bool) -> None:
+    assert above_a_tenth(count, of) is suspicious

@@ -117,6 +117,41 @@ def test_a_mask_confines_the_perturbation(problem: Make, norm: Any) -> None:
     assert changed > 0.5 if norm != "l1" else changed > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("times", [1, 40])
+@pytest.mark.parametrize("norm", sorted(EPS))
+def test_low_precision_stays_in_the_ball_and_climbs(norm: Any, times: int, dtype: torch.dtype) -> None:
+    """Points may leave the ball by the rounding of x + delta. Where that is far less than the ball, the rise is float64's."""
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 768, generator=source).to(dtype)
+    x = torch.rand(8, 3, 16, 16, generator=source).to(dtype)
+    y = torch.arange(8) % 3
+    radius = times * EPS[norm] * torch.tensor([0.0, *[1.0] * 7])
+    linear = lambda z: z.flatten(1).double() @ weight.double().T  # noqa: E731
+
+    def run(images: Tensor) -> Any:
+        ball = Ball(norm, radius, box=(0, 1))
+        return SquareAttack(queries=60)(linear, images, y, ball, generator=generator(0))
+
+    found, exact = run(x), run(x.double())
+    assert found.point.dtype == found.delta.dtype == dtype
+    assert bool(torch.isfinite(found.point).all())
+    assert not bool(found.flags.nonfinite.any())
+    assert float(found.point.min()) >= 0
+    assert float(found.point.max()) <= 1
+    order, entries = {"linf": (torch.inf, 1.0), "l2": (2.0, 768**0.5), "l1": (1.0, 768.0)}[norm]
+    unit = torch.finfo(dtype).eps
+    size = torch.linalg.vector_norm(found.delta.double().flatten(1), order, 1)
+    assert bool((size <= radius * (1 + 2 * unit)).all())
+    size = torch.linalg.vector_norm((found.point.double() - x.double()).flatten(1), order, 1)
+    assert bool((size <= radius * (1 + 4 * unit) + entries * unit).all())
+    assert torch.equal(found.point[0], x[0])
+    if times > 1:
+        before = logit_margin(linear(x), y)
+        rise, wanted = (logit_margin(linear(f.point), y) - before for f in (found, exact))
+        assert bool((rise[1:] > 0.8 * wanted[1:]).all())
+
+
 def test_every_image_has_its_own_radius() -> None:
     model, x, y, v = _linear()
     eps = torch.linspace(0, 0.05, 6, dtype=torch.float64)

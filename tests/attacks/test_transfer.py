@@ -16,9 +16,10 @@ from torch import Tensor
 from shaketable.attacks.regional import regional
 from shaketable.attacks.survival import survival
 from shaketable.attacks.transfer import transfer, transfer_row
+from shaketable.attacks.transfer_causes import by_margin, by_step, by_target
 from shaketable.attacks.transfer_matrix import Transfer, collected
 from shaketable.core import InputError, generator
-from shaketable.stats import Rate
+from shaketable.stats import Mean, Rate
 
 Make = Callable[..., Any]
 REGIONS = {"whole": None, "centre": "centre:0.3", "random": "random:0.3"}
@@ -95,6 +96,70 @@ def test_the_mean_over_pairs_has_an_interval_over_images(found: Transfer) -> Non
     assert mean.high - mean.low > cells.interval[1] - cells.interval[0]  # pairs share images
 
 
+def by_hand(hits: dict[tuple[str, str], list[bool]], right: dict[str, list[bool]]) -> Transfer:
+    """A matrix of which the outcomes at the last iterate are given; norms are 1."""
+    n, models = len(next(iter(right.values()))), list(right)
+    norms = {name: [1.0] * n for name in ("l0", "l0_inside", "l2", "linf")}
+    rows = [
+        {
+            "source": s, "models": models, "n": n, "seed": 0, "attack": "regional", "steps": 5, "step": 0.1, "loss": "ce",
+            "correct": right, "margin": {name: [1.0] * n for name in models},
+            "regions": {"whole": {"area": 1.0, "left": {"first": [2] * n} | norms, "to": {
+                t: {"first": [3 if hit else -1 for hit in hits[s, t]], "fixed": hits[s, t], "aimed": hits[s, t]} | norms
+                for t in models if t != s
+            }}},
+        }
+        for s in models
+    ]  # fmt: skip
+    rows = [row | {"regions": row["regions"] | {"again": row["regions"]["whole"]}} for row in rows]
+    return collected(rows)
+
+
+PAIRS = [(s, t) for s in "abc" for t in "abc" if s != t]
+
+
+@pytest.mark.parametrize("hit", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_rates_of_0_and_1_have_wilson_intervals_of_the_images(hit: bool, n: int) -> None:
+    """As many draws as images that some pair counts: here all but the last, which no pair gets right."""
+    right = {"a": [True] * n + [False], "b": [True] * n + [False], "c": [True] * n + [True]}
+    made = by_hand({pair: [hit] * (n + 1) for pair in PAIRS}, right)
+    expected = Rate(n if hit else 0, n)
+    for mean in (
+        made.mean("whole"), made.mean("whole", oracle=True), made.mean("whole", aimed=True), by_target(made, "a", "whole"),
+        by_step(made, 5, "whole"), by_margin(made, "whole", parts=1)[0],
+    ):  # fmt: skip
+        assert (mean.value, (mean.low, mean.high), mean.n) == (float(hit), expected.interval, n)
+        assert mean.high - mean.low > 0.1
+
+
+def test_what_shows_no_spread_is_unknown() -> None:
+    """One image on which pairs differ, images that all fool the same targets, a ratio of one image, and no image."""
+    right = {name: [True] * 20 for name in "abc"}
+    outcomes = {(s, t): t == "a" for s, t in PAIRS}
+    one = by_hand({pair: [hit] for pair, hit in outcomes.items()}, {name: [True] for name in "abc"})
+    many = by_hand({pair: [hit] * 20 for pair, hit in outcomes.items()}, right)
+    for made in (one, many):
+        mean = made.mean("whole")
+        assert mean.value == pytest.approx(1 / 3)
+        assert (mean.low, mean.high) == (-math.inf, math.inf)
+        ratio = made.ratio("again", "whole").value
+        assert (ratio.low, ratio.value, ratio.high) == ((0.0, 1.0, math.inf) if made is one else (1.0, 1.0, 1.0))
+        same = made.ratio("whole", "whole").value
+        assert (same.low, same.value, same.high) == (1.0, 1.0, 1.0)
+    none = by_hand({pair: [True] * 4 for pair in PAIRS}, {name: [False] * 4 for name in "abc"})
+    assert none.mean("whole").n == 0
+    assert math.isnan(none.mean("whole").high)
+    assert math.isnan(none.ratio("whole", "whole").value.high)
+    mixed = by_hand({pair: [k % 2 == 0 for k in range(20)] for pair in PAIRS}, right).mean("whole")
+    assert 0.2 < mean_width(mixed) < 0.6
+
+
+def mean_width(mean: Mean) -> float:
+    assert mean.low < mean.value < mean.high
+    return mean.high - mean.low
+
+
 def test_ratios_are_paired_on_common_successes(found: Transfer) -> None:
     logs, common = [], 0
     for source, target in found.pairs:
@@ -109,7 +174,8 @@ def test_ratios_are_paired_on_common_successes(found: Transfer) -> None:
     assert ratio.value.value == pytest.approx(math.exp(sum(logs) / common))
     assert ratio.value.low < ratio.value.value < ratio.value.high
     assert ratio.first.hits < ratio.second.hits
-    assert found.ratio("whole", "whole", norm="linf").value.value == 1.0
+    itself = found.ratio("whole", "whole", norm="linf").value
+    assert (itself.low, itself.value, itself.high) == (1.0, 1.0, 1.0)
     assert found.ratio("centre", "whole", norm="l0").value.high < 0.4
     left = found.ratio("centre", "whole", what="left", norm="linf")
     assert left.value.value > 1

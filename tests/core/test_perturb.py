@@ -286,3 +286,24 @@ def test_search_finds_what_perturb_finds(network: Make, images: Make, labels: Ma
     assert torch.equal(found.delta, whole.delta)
     assert found.calls == whole.calls
     found.delta.add_(1.0)  # it is a tensor of its own, with memory for each entry
+
+
+def test_it_is_shown_in_a_line(network: Make, images: Make, labels: Make) -> None:
+    """Of tensors, of dicts of tensors, and of an empty batch."""
+    model, x, y = network(), images(), labels()
+    found = st.perturb(st.ce(model, y), x, BALL, by=st.PGD(3, keep="last"))
+    size = f"{float(found.size.max()):.4g}"
+    passes = f"{found.calls.forward} forward and {found.calls.backward} backward passes"
+    assert repr(found).startswith(f"Perturbation({len(x)} examples, largest size {size}, {passes}")
+    loss = st.scalar(lambda w: st.cross_entropy(st.at(model, w)(x), y).mean())
+    weights = st.perturb(loss, st.weights(model), st.Ball("l2", 0.05, per="filter", relative=True), by=st.PGD(2))
+    size = f"{max(float(part.max()) for part in weights.size.values()):.4g}"
+    assert repr(weights).startswith(f"Perturbation({len(weights.delta)} tensors, largest size {size}, ")
+    flags = st.Flags(torch.tensor([True, False]), torch.tensor([False, False]), torch.tensor([True, True]))
+    two = {"a": torch.ones(2, 3), "b": torch.zeros(2, 1)}
+    sizes = {"a": torch.tensor([1.0, 0.5]), "b": torch.zeros(2)}
+    made = st.Perturbation(two, two, two, None, sizes, st.Calls(4, 2), flags)
+    shown = "2 examples, 2 tensors, largest size 1, 4 forward and 2 backward passes, 1 vanishing, 2 stopped"
+    assert repr(made) == f"Perturbation({shown})"
+    empty = st.perturb(st.ce(model, y[:0]), x[:0], BALL)
+    assert repr(empty) == "Perturbation(0 examples, 0 forward and 0 backward passes)"

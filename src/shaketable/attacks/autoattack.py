@@ -19,15 +19,17 @@ from .attack import Attack
 from .eot import eot
 from .evaluation import Member
 from .fab import FABAttack
+from .pgd import PGDAttack
 from .square import SquareAttack
 from .targets import looked
 from .worst import Worst
 
 Version = Literal["standard", "plus", "rand"]
 VERSIONS = ("standard", "plus", "rand")
+LEAST = {"dlr": 3, "dlr-targeted": 4}  # the classes that a loss needs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EnsemblePerturbation(Perturbation):
     """What an ensemble found: a `Perturbation` without values, since those of its attacks cannot be compared.
 
@@ -84,7 +86,8 @@ class AutoAttack:
     is the same for less work; see also the attacks. Square's schedule is that of 10000 queries, as theirs is.
 
     Raises:
-        InputError: an unknown version; another norm than linf, l2, l1 for a named version; too few classes: APGD-T needs four.
+        InputError: an unknown version; another norm than linf, l2, l1 for a named version; a model of too few classes for the
+            loss of a member ("standard" and "plus" need four, "rand" three), before anything is attacked, whatever the images.
         GradientError: no attack has found a gradient on any image that was left for it.
 
     Checked by tests/attacks/test_autoattack.py: the worst case of its members, each on survivors alone, counted passes;
@@ -108,6 +111,7 @@ class AutoAttack:
         """Itself: images are always dropped once they are fooled."""
         return self
 
+    @torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
     def __call__(
         self,
         model: Any,
@@ -121,6 +125,8 @@ class AutoAttack:
         attacks = self.version if isinstance(self.version, tuple) else None
         plan = members(self.version, within.norm) if attacks is None else _named(attacks)  # pyright: ignore
         first, logits = looked(model, x, y, within, True, generator)
+        if logits is not None:
+            _require_classes(self.version, plan, logits.shape[1])
         worst = Worst(first.origin, within.on(first.origin), compares=False)
         worst.stopped, worst.calls = first.flags.stopped, first.calls
         by = torch.full((len(worst.x),), -1, device=worst.x.device)
@@ -175,6 +181,24 @@ def members(version: Version, norm: Norm) -> dict[str, Attack]:
     return {"apgd-ce": Averaged(APGDAttack("ce")), "apgd-dlr": Averaged(APGDAttack("dlr"))}
 
 
+def _require_classes(version: Version | tuple[Attack, ...], plan: dict[str, Attack], classes: int) -> None:
+    """Raise an `InputError` if a member's loss needs more classes than the model has, also if nothing would be left for it."""
+    members = {name: attack.attack if isinstance(attack, Averaged) else attack for name, attack in plan.items()}
+    losses = {name: a.loss for name, a in members.items() if isinstance(a, APGDAttack | PGDAttack)}
+    needed = {name: LEAST[loss] for name, loss in losses.items() if isinstance(loss, str) and loss in LEAST}
+    name = max(needed, key=needed.__getitem__, default=None)
+    if name is None or classes >= needed[name]:
+        return
+    who = f"version {version!r}" if isinstance(version, str) else "these attacks"
+    remedy = (
+        "Use apgd, apgd(loss='ce-targeted'), fab and square, each by itself; in Python, a tuple of them as the version."
+        if version in ("standard", "plus")
+        else "Give a tuple with 'margin' for 'dlr', 'ce-targeted' for 'dlr-targeted' (--attack file.py:name)."
+    )
+    wanted = f"a model of {needed[name]} classes or more for {who} ({name}, of the loss {losses[name]!r})"
+    raise InputError("version", wanted, f"{classes}", remedy)
+
+
 def _named(attacks: tuple[Attack, ...]) -> dict[str, Attack]:
     return {f"{number} {type(attack).__name__}": attack for number, attack in enumerate(attacks)}
 
@@ -189,7 +213,7 @@ def _run(
     found = run(model, part, labels, worst.within.rows(rows), generator=generator)
     stopped = found.flags.stopped
     if quick is None:
-        with torch.inference_mode(False), torch.no_grad(), own_random_state([part], generator):
+        with torch.no_grad(), own_random_state([part], generator):
             logits = at(model)(found.point)
         stopped = (logits.argmax(1) != labels) | ~torch.isfinite(logits).all(1)
         found = replace(found, calls=found.calls + Calls(len(rows)))

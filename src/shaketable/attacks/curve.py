@@ -19,7 +19,7 @@ from .evaluation import Evaluation, Finding
 from .parts import Parts
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Curve:
     """What `curve` found.
 
@@ -58,6 +58,10 @@ class Curve:
             if f.code not in most or f.count > most[f.code].count:
                 most[f.code] = f
         return tuple(most.values())
+
+    def __repr__(self) -> str:
+        last = f"robust={self.rates[-1]} at {self.radii[-1]:.4g}"
+        return f"Curve({len(self.radii)} radii, clean={self.clean}, {last}, {len(self.findings)} findings)"
 
 
 def curve(

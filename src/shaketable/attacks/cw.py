@@ -24,6 +24,7 @@ from .minimal import (
 NEAR_ONE = 0.999999  # an entry on the wall of the box would have an infinite tanh^-1
 
 
+@torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
 def cw(
     model: Any,
     x: Float[Tensor, "n ..."],

@@ -14,6 +14,7 @@ from ..core.moves import finite
 from .minimal import Counted, Minimal, Nearest, apart, prepared, require_count, require_slope, won
 
 
+@torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
 def ddn(
     model: Any,
     x: Float[Tensor, "n ..."],

@@ -13,6 +13,7 @@ from ..core.ball import Ball
 from ..core.errors import GradientError, InputError
 from ..core.losses import cross_entropy
 from ..core.perturb import Perturbation
+from ..core.places import at
 from ..core.record import Calls
 from ..core.seeds import generator
 from ..core.tree import leaves
@@ -181,7 +182,7 @@ class _Plan:
 def _look(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each image: whether it is classified correctly, its cross-entropy, and whether its logits are finite."""
     with torch.no_grad():
-        logits = model(x)
+        logits = at(model)(x)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError("model", f"logits of shape ({len(x)}, classes)", found, "Return the logits alone.")

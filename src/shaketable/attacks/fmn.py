@@ -28,6 +28,7 @@ NORMS = ("linf", "l2", "l1", "l0")
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
+@torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
 def fmn(
     model: Any,
     x: Float[Tensor, "n ..."],

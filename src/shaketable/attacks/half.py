@@ -87,7 +87,7 @@ class HalfSearch:
         return _told(_merged(found, again, rows), getattr(again, "members", ()), doubtful, seen + again.calls)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HalfPerturbation(Perturbation):
     """What `HalfSearch` found.
 

@@ -17,6 +17,7 @@ from .minimal import Counted, Minimal, Nearest, apart, prepared, require_count, 
 BATCH = 1024  # points a query of the model holds at most, unless there are more images
 
 
+@torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
 def hopskipjump(
     model: Any,
     x: Float[Tensor, "n ..."],

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 
 from ..core.ball import Ball
 from ..core.errors import InputError
+from ..core.places import at
 from ..core.record import Calls
 from ..models.untouched import untouched
 from .attack import Attack
 from .evaluation import Finding
 from .lints_of_signals import gradients, probabilities, random, rising, saturated, silent
 from .lints_of_strength import monotone, noise, restarts, search, transfer, unbounded
+from .minimal import require_count
 from .pgd import PGDAttack
 from .probe import Check, Probe
 
 IMAGES = 50
+AT_RADIUS_0 = frozenset({"random", "probabilities", "gradients"})  # they are of the model; the others of an attack
 
 LINTS: dict[str, Callable[[Probe], Check]] = {
     "random": random,
@@ -67,6 +70,8 @@ class Lints:
         return tuple(found for check in self.checks if (found := check.finding) is not None)
 
     def __str__(self) -> str:
+        if not self.checks:
+            return "nothing was looked at: the model gets no image right"
         return "\n".join(f"{'ok' if c.passed else 'FINDING':8}{c.code}: {c.measured}" for c in self.checks)
 
 
@@ -93,28 +98,38 @@ def lint(
 
     The lints are those that Carlini et al. 2019 (On Evaluating Adversarial Robustness), AutoAttack's flags (Croce & Hein
     2020) and Pintor et al. 2022 (Indicators of Attack Failure) ask for, written anew from the papers; see each of them. The
-    thresholds are ours (2 images and 5 %), chosen so that none of the honest models of the tests is flagged.
+    thresholds are ours (2 images and 5 %), chosen so that none of the honest models of the tests is flagged. At radius 0 no
+    attack can do anything, and only what is of the model itself is looked at: random, probabilities, gradients.
 
     Cost for an image, at most: 6 times the attack's, 22 forward and 2 backward passes for noise and gradients, 10 L for PGD
     on the margin, 150 forward passes for each that survives; a pass of a surrogate's attack each.
 
     Raises:
-        InputError: what `evaluate` raises; radii or masks of each image.
+        InputError: what `evaluate` raises; no image; radii or masks of each image.
 
     Checked by tests/attacks/test_lints.py: broken defences, each of which a lint must catch, and honest models.
     """
     if isinstance(within.radius, Tensor) and within.radius.dim() > 0:
         raise InputError("within", "one radius for all images", "one for each", "Lint the evaluation at one radius.")
+    require_count("images", images, 1)
+    if not len(x):
+        raise InputError("x", "at least one image", "none", "Check the data set and the split.")
     attack = PGDAttack() if attack is None else attack
     with torch.inference_mode(False), _kept(model, x.device):
         with torch.no_grad():
-            logits = torch.cat([model(part) for part in x.split(100)]) if len(x) else x.new_zeros(0, 1)
-        right = torch.nonzero(logits.argmax(1) == y)[:, 0][:images] if len(x) else y
+            logits = torch.cat([at(model)(part) for part in x.split(100)])
+        right = torch.nonzero(logits.argmax(1) == y)[:, 0][:images]
         probe = Probe(model, x[right], y[right], within, attack, seed, dict(surrogates or {}))
         if not len(right):
             return Lints((), 0, Calls(len(x), 0))
-        checks = tuple(look(probe) for look in LINTS.values())
+        checks = tuple(_looked(name, look, probe) for name, look in LINTS.items())
     return Lints(checks, len(right), probe.calls + Calls(len(x), 0))
+
+
+def _looked(name: str, look: Callable[[Probe], Check], probe: Probe) -> Check:
+    if float(probe.within.radius) == 0 and name not in AT_RADIUS_0:
+        return Check(name, True, "not looked at: radius 0", "")
+    return look(probe)
 
 
 def _kept(model: Any, device: torch.device) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.ball import Ball
+from ..core.places import at
 from ..core.record import Calls
 from ..core.seeds import generator
 from ..models.behaviour import gradient_findings, output_findings
@@ -49,7 +50,7 @@ def saturated(probe: Probe) -> Check:
     if not len(rows) or probe.main.points is None:
         return Check("saturated", True, "no image survives, so none has a saturated loss", "")
     z = probe.logits(probe.main.points.to(probe.x)[rows])
-    own = nn.functional.one_hot(probe.y[rows], z.shape[1])
+    own = nn.functional.one_hot(probe.y[rows].long(), z.shape[1])
     narrow, wide = (w.softmax(1) - own for w in (z.float(), z.double()))
     off = (narrow.double() - wide).norm(dim=1) > 0.1 * wide.norm(dim=1)
     count = int((off | (narrow == 0).all(1)).sum())
@@ -85,7 +86,7 @@ def silent(probe: Probe) -> Check:
     limits: Any = probe.within.on(x)
 
     def watched(point: Tensor) -> Tensor:
-        logits = probe.model(point)
+        logits = at(probe.model)(point)
         if point.shape == x.shape and bool((limits.size(point.detach() - x, x) <= _reach(probe.within)).all()):
             met.logical_or_(logits.detach().argmax(1) != y)
         return logits

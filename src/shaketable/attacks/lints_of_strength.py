@@ -9,7 +9,12 @@ from .pgd import PGDAttack
 from .probe import LEAST, Check, Probe, many
 from .square import SquareAttack
 
-DRAWS, QUERIES = 20, 150
+DRAWS, QUERIES, TENTH = 20, 150, 0.1
+
+
+def above_a_tenth(count: int, of: int) -> bool:
+    """Whether so many are suspicious to `unbounded` and `restarts`, which honest models set off a little."""
+    return count >= LEAST and count > TENTH * of
 
 
 def monotone(probe: Probe) -> Check:
@@ -37,7 +42,7 @@ def unbounded(probe: Probe) -> Check:
     count = int(found.robust_correct.sum())
     measured = f"{count} of {probe.n} images stand when every pixel may take any value"
     remedy = "A working attack leaves none: look for masked gradients, and try attack='square' or a margin loss."
-    return Check("unbounded", count <= max(LEAST, 0.1 * probe.n), measured, remedy, count)
+    return Check("unbounded", not above_a_tenth(count, probe.n), measured, remedy, count)
 
 
 def noise(probe: Probe) -> Check:
@@ -71,8 +76,8 @@ def restarts(probe: Probe) -> Check:
     count = probe.fallen(PGDAttack(loss="margin", steps=10), seed=probe.seed + 1)
     stood = len(probe.standing)
     measured = f"PGD-10 on the margin from another start fools {count} of the {stood} images that survive the attack"
-    passed = count <= max(LEAST, 0.1 * probe.n)
-    return Check("restarts", passed, measured, "Use restarts, more steps, or 'autoattack'.", count)
+    remedy = "Use restarts, more steps, or 'autoattack'."
+    return Check("restarts", not above_a_tenth(count, probe.n), measured, remedy, count)
 
 
 def transfer(probe: Probe) -> Check:

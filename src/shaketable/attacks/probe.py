@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.ball import Ball
+from ..core.places import at
 from ..core.record import Calls
 from .attack import Attack
 from .evaluate import evaluate
@@ -64,7 +65,7 @@ class Probe:
         """A forward pass."""
         self.calls += Calls(len(x), 0)
         with torch.no_grad():
-            return self.model(x)
+            return at(self.model)(x)
 
     def run(
         self, attack: Attack, *, scale: float = 1.0, seed: int | None = None, rows: Tensor | None = None

@@ -15,6 +15,7 @@ from ..core.perturb import Perturbation, perturb
 from ..core.record import Calls
 from ..core.seeds import generator as make_generator
 from ..core.seeds import own_random_state
+from ..core.tree import ordinary
 from .batches import batches
 from .events import Event, Norms, norms
 from .regions import mask_of
@@ -82,6 +83,7 @@ class Regional:
     checks: Calls
 
 
+@torch.inference_mode(False)  # a gradient needs tensors that were made outside of it
 def regional(
     model: Any,
     x: Float[Tensor, "n ..."],
@@ -152,10 +154,10 @@ def regional(
     kept = {"step": step, "checks": checks, "drop": stop == "first-transfer", "keep": points is True}
     for images, labels, ball in batches(x, y, Ball("linf", 1.0, box=(0, 1), mask=mask), batch_size or BATCH):
         rows = slice(first, first + len(images))
-        goal = None if target is None else target[rows].long()
+        goal = None if target is None else ordinary(target)[rows].long()
         objective = Towards(source, labels, draws[rows], loss, target=goal)
         path = Path(objective, watched, images, labels, ball.mask, **kept)  # pyright: ignore[reportArgumentType]
-        with torch.inference_mode(False), torch.no_grad(), own_random_state([images]):
+        with torch.no_grad(), own_random_state([images]):
             path.run()
         shown = points if points is True else max(0, min(points - first, len(images))) if points else None
         found.append(_of(path, steps, shown, stop))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.ball import Ball
 from ..core.errors import GradientError, InputError
+from ..core.places import at
 from ..core.seeds import generator
 from ..models.untouched import untouched
 from ..stats import Rate
@@ -214,7 +215,7 @@ def _features(model: Any, x: Tensor) -> tuple[Any, str | None, int]:
     seen: list[tuple[str, Tensor]] = []
     if not isinstance(model, nn.Module):
         with torch.no_grad():
-            return model, None, model(x).shape[1]
+            return model, None, at(model)(x).shape[1]
     hooks = [
         module.register_forward_hook(_noted(seen, name))
         for name, module in model.named_modules()
@@ -222,7 +223,7 @@ def _features(model: Any, x: Tensor) -> tuple[Any, str | None, int]:
     ]
     try:
         with torch.no_grad():
-            logits = model(x)
+            logits = at(model)(x)
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,7 +15,11 @@ FALL = {"l2": 2, "l1": 4}  # how fast the pyramids of a window fall off
 
 
 class Masses:
-    """l2, l1: a window gets a double pyramid, and the mass of another window besides what is unused (algorithm 3)."""
+    """l2, l1: a window gets a double pyramid, and the mass of another window besides what is unused (algorithm 3).
+
+    Perturbations are kept in the images' dtype, so that what the model sees is what is returned; masses and projections are
+    computed in float32 at least, since float16 has no number near the squares of small entries.
+    """
 
     def __init__(self, origin: Tensor, within: Ball, generator: torch.Generator) -> None:
         self.origin, self.within, self.generator = origin, within, generator
@@ -28,8 +32,9 @@ class Masses:
 
     def _prepare(self) -> None:
         n, c = self.origin.shape[:2]
-        reach: Any = self.within.reach(self.origin)
-        self.radius: Tensor = (self.origin.new_zeros(n, 1, 1, 1) + reach).reshape(n, 1)
+        self.wide: Tensor = self.origin.to(torch.promote_types(self.origin.dtype, torch.float32))
+        reach: Any = self.within.reach(self.wide)
+        self.radius: Tensor = (self.wide.new_zeros(n, 1, 1, 1) + reach).reshape(n, 1)
         mask: Any = self.within.mask
         self.mask: Tensor | None = None if mask is None else mask.expand_as(self.origin)
         self.image = torch.arange(n, device=self.origin.device)[:, None, None, None]
@@ -37,7 +42,7 @@ class Masses:
 
     def begin(self) -> Tensor:
         """A grid of windows that fills the region, of the ball's radius (section 3.4)."""
-        delta, region = torch.zeros_like(self.origin), self.region
+        delta, region = torch.zeros_like(self.wide), self.region
         n, c = delta.shape[:2]
         height, width = max(region.height // TILES, 1), max(region.width // TILES, 1)
         shape, source = window(height, width, FALL[self.within.norm]), self.generator
@@ -57,7 +62,7 @@ class Masses:
         side = min(side + 1 - side % 2, self.region.height, self.region.width)
         uniform = self.draws.next(rows)
         here, there = self._window(uniform[:, :2], side), self._window(uniform[:, 2:4], side)
-        new = self.current.clone()
+        new = self.current.to(self.wide, copy=True)
         unused = (self.radius**self.power - self._mass(new).sum(1, keepdim=True)).clamp(min=0) / new.shape[1]
         given = new[here]
         new[here] = 0.0
@@ -114,11 +119,12 @@ class Masses:
 
     def _inside(self, delta: Tensor) -> Tensor:
         if self.power == 2:
-            return self.within.project(delta, self.origin)  # pyright: ignore[reportReturnType]
+            return self.within.project(delta, self.wide).to(self.origin)  # pyright: ignore[reportAttributeAccessIssue]
         ends = (-torch.inf, torch.inf) if self.within.box is None else self.within.box
-        low, high = ((end - self.origin).flatten(1) for end in ends)
+        low, high = ((end - self.wide).flatten(1) for end in ends)
         free = delta if self.mask is None else torch.where(self.mask, delta, 0.0)
-        return project_l1_box(free.flatten(1), low.clamp(max=0), high.clamp(min=0), self.radius).reshape_as(delta)
+        kept = project_l1_box(free.flatten(1), low.clamp(max=0), high.clamp(min=0), self.radius)
+        return kept.reshape_as(delta).to(self.origin)
 
 
 def window(height: int, width: int, fall: int) -> Float[Tensor, "h w"]:

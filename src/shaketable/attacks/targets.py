@@ -35,7 +35,7 @@ def targeted_difference_of_logits_ratio(
         raise InputError("loss", "four classes or more for the targeted DLR", f"{logits.shape[1]}", remedy)
     top = logits.topk(4, dim=1).values
     gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    return gap / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return gap / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + max(1e-12, torch.finfo(top.dtype).tiny))
 
 
 def targeted_cross_entropy(
@@ -79,7 +79,8 @@ class Towards:
     def __init__(self, model: Any, y: Tensor, targets: Tensor, loss: TargetLoss, *, stops: bool) -> None:
         self.y, self.targets, self.loss, self.stops = y, targets, loss, stops
         self._function: Any = at(model)
-        self._hit = torch.zeros_like(targets, dtype=torch.bool)  # the runs in which an image was misclassified
+        with torch.inference_mode(False):  # it is written to outside
+            self._hit = torch.zeros_like(targets, dtype=torch.bool)  # the runs in which an image was misclassified
 
     def __call__(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
         return self._seen(point, rows)[0]

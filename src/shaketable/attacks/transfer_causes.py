@@ -2,7 +2,8 @@
 
 from ..core.errors import InputError
 from ..stats import Mean
-from .transfer_matrix import Transfer, over_images
+from .over_images import over_images
+from .transfer_matrix import Transfer
 
 
 def by_target(found: Transfer, target: str, region: str | None = None) -> Mean:

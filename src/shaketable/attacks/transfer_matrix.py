@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..core.errors import InputError
 from ..plugins import nearest
 from ..stats import Mean, Rate
+from .over_images import over_images
 from .survival import Curve, survival
 
 What = Literal["transfer", "left", "reached"]
@@ -19,7 +20,8 @@ class Ratio:
     """How much larger a norm is in one region than in another, on the successes that both have.
 
     Args:
-        value: the geometric mean of the ratios, with its bootstrap interval over images; NaN where none is common.
+        value: the geometric mean of the ratios, with its bootstrap interval over images: (0, inf) of one image; NaN where
+            none is common.
         common: how many (image, pair of models) succeeded in both.
         first, second: how many succeeded in each: where these differ much, the common ones are a selection.
         at_once: common successes at the first step in both, which were left out: there the ratio is that of the areas.
@@ -127,7 +129,8 @@ class Transfer:
         """The mean over pairs of the transfer rate; see `rate` for the arguments.
 
         Its interval is by bootstrap over images, each drawn with all its pairs: cells share images, so they are not
-        independent.
+        independent. At 0 and 1, where the resamples are all alike, it is the Wilson interval of the images that count; where
+        they are alike although outcomes differ, or there is one image, it is (-inf, inf).
         """
         hits = [[float(h) for h in self.hits(s, t, region, oracle, aimed)] for s, t in self.pairs]
         return over_images(hits, [self.valid(s, t) for s, t in self.pairs], self.seed)
@@ -158,9 +161,8 @@ class Transfer:
             logs.append(log)
             kept.append(keep)
         found = over_images(logs, kept, self.seed, pooled=True)
-        value = Mean(
-            math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n, found.deviation, "bootstrap"
-        )
+        low, high = (found.low, found.high) if region != against or not found.n else (0.0, 0.0)  # 1 for certain
+        value = Mean(math.exp(found.value), math.exp(low), math.exp(high), found.n, found.deviation, "bootstrap")
         first, second = Rate(tally[0], tally[2]), Rate(tally[1], tally[2])
         return Ratio(value, sum(map(sum, kept)), first, second, tally[3])
 
@@ -236,30 +238,3 @@ def collected(rows: Sequence[dict[str, Any]]) -> Transfer:
     if len(set(names)) < len(names):
         raise InputError("rows", "one a source", str(names), "Leave the doubles out.")
     return Transfer(tuple(sorted(rows, key=lambda row: row["models"].index(row["source"]))), rows[0]["seed"])
-
-
-def over_images(values: list[list[float]], kept: list[list[bool]], seed: int, *, pooled: bool = False) -> Mean:
-    """The mean over pairs of their means over images (or over all alike), resampling images with all their pairs."""
-    import numpy as np
-
-    value, weight = np.asarray(values, dtype=float), np.asarray(kept, dtype=float)
-    value = value * weight
-    images = int((weight.sum(0) > 0).sum()) if weight.size else 0
-
-    def of(counts: Any) -> Any:
-        sums, sizes = counts @ value.T, counts @ weight.T
-        if pooled:
-            return sums.sum(-1) / sizes.sum(-1)
-        return np.nanmean(np.where(sizes > 0, sums / np.where(sizes > 0, sizes, 1), np.nan), -1)
-
-    if images == 0:
-        return Mean(math.nan, math.nan, math.nan, 0, math.nan, "bootstrap")
-    centre = float(of(np.ones(value.shape[1])))
-    if images == 1:
-        return Mean(centre, -math.inf, math.inf, 1, math.nan, "bootstrap")
-    rng = np.random.default_rng(seed)
-    n = value.shape[1]
-    counts = rng.multinomial(n, np.full(n, 1 / n), 2000).astype(float)
-    drawn = of(counts[(counts @ weight.T).sum(1) > 0])
-    low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
-    return Mean(centre, low, high, images, float(np.std(drawn, ddof=1)) * math.sqrt(images), "bootstrap")

@@ -91,6 +91,7 @@ class TransferableAttack:
         """The same attack, with `stop`."""
         return replace(self, stop=True)
 
+    @torch.inference_mode(False)  # the kernel is a part of the gradient's graph
     def __call__(
         self,
         model: Any,

@@ -37,7 +37,7 @@ def difference_of_logits_ratio(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"
     if logits.shape[1] < 3:
         raise InputError("logits", "three classes or more for DLR", f"{logits.shape[1]}", "Use the margin.")
     top = logits.topk(3, dim=1).values
-    return logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    return logit_margin(logits, y) / (top[:, 0] - top[:, 2] + max(1e-12, torch.finfo(top.dtype).tiny))
 
 
 def divergence(logits: Float[Tensor, "n k"], reference: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -165,4 +165,4 @@ def _of_labels(model: Any, y: Any, loss: Callable[[Tensor, Tensor], Tensor], low
     low, high = (int(end) for end in torch.aminmax(y)) if len(y) else (0, -1)
     if low < 0:
         raise InputError("y", "labels >= 0", f"{low}", "Leave out the examples without a label.")
-    return LogitObjective(model, ordinary(y).long(), loss, -1.0 if lower else 1.0, stop, classes=high + 1)
+    return LogitObjective(model, ordinary(y.long()), loss, -1.0 if lower else 1.0, stop, classes=high + 1)

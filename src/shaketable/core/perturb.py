@@ -40,7 +40,7 @@ class Gaussian:
             raise InputError("deviation", "a number >= 0", str(self.deviation), "TRADES uses .001.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Perturbation:
     """What `perturb` found.
 
@@ -61,6 +61,16 @@ class Perturbation:
     size: Any
     calls: Calls
     flags: Flags
+
+    def __repr__(self) -> str:
+        examples, tensors = len(self.flags.stopped), len(leaves(self.delta))
+        of = [f"{examples} examples"] if examples != 1 or isinstance(self.delta, Tensor) else []
+        of += [f"{tensors} tensors"] if isinstance(self.delta, dict) else []
+        sizes = [float(size.max()) for size in leaves(self.size) if size.numel()]
+        largest = [f"largest size {max(sizes):.4g}"] if sizes else []
+        passes = f"{self.calls.forward} forward and {self.calls.backward} backward passes"
+        flagged = [f"{count} {name}" for name, flag in vars(self.flags).items() if (count := int(flag.sum()))]
+        return f"{type(self).__name__}({', '.join([*of, *largest, passes, *flagged])})"
 
 
 class Ascender(Protocol):

@@ -87,8 +87,9 @@ def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[...,
 
     Buffers are cloned at each call, so that a train-mode BatchNorm uses the batch's statistics and records nothing. Where
     no tensor is replaced, a model in eval mode or without buffers is called directly, and so is any callable that is no
-    `nn.Module`. Of a `DistributedDataParallel` or `DataParallel` it is always the module inside that is called (see
-    `bare`), on the device of the inputs; a compiled model stays compiled.
+    `nn.Module`. A module that writes into its inputs is given copies of them; so is any at its first call, which tells.
+    Of a `DistributedDataParallel` or `DataParallel` it is always the module inside that is called (see `bare`), on the
+    device of the inputs; a compiled model stays compiled.
 
     Args:
         tensors: name -> tensor, instead of the parameters (or buffers) of that name.
@@ -103,9 +104,16 @@ def at(model: Any, tensors: Mapping[str, Tensor] | None = None) -> Callable[...,
             remedy = "Make them from st.weights(model)."
             raise InputError("tensors", "names of the model's parameters or buffers", f"{unknown[:3]}", remedy)
 
-    modules = list(own.modules())
+    modules, writes = list(own.modules()), True  # until its first call has shown that it does not
 
     def call(*inputs: Any) -> Any:
+        nonlocal writes
+        given = [i.clone() if writes and isinstance(i, Tensor) else i for i in inputs]
+        found = run(*given)
+        writes = writes and any(isinstance(i, Tensor) and (i.is_inference() or i._version > 0) for i in given)
+        return found
+
+    def run(*inputs: Any) -> Any:
         training = any(module.training for module in modules)
         buffers = {name: b.clone() for name, b in own.named_buffers()} if training else {}
         replaced = {prefix + name: tensor for name, tensor in {**buffers, **(tensors or {})}.items()}

@@ -1,5 +1,6 @@
 """`shaketable attack MODEL`: adversarial images, kept as files, with what is left of them once they are saved."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import Evaluation, evaluate
-from ..attacks.eight_bit import EightBit, Survival, encoded, on_levels, rounded, surviving
+from ..attacks.eight_bit import EightBit, Survival, encoded, on_levels, rounded, saved, surviving
 from ..attacks.half import HalfSearch
 from ..attacks.regions import mask_of
 from ..attacks.vulnerability import Vulnerability, vulnerability
@@ -30,8 +31,10 @@ class Attacked:
     Args:
         x, y: clean images (on the 256 levels) and labels.
         points: adversarial images on the levels, inside ball and region.
+        read: the same as they are read from the files that were written; `points` themselves, but for JPEG.
+        how: which of `survival` that is.
         result: the evaluation of the attack as it ended, before its points were brought to the levels.
-        survival: success before and after rounding, PNG and JPEG.
+        survival: success before, and as PNG and JPEG files of `points`.
         weak: the vulnerability map, if it was asked for.
         files: where the images were written, relative to the report.
         within: the ball with its region.
@@ -40,11 +43,18 @@ class Attacked:
     x: Tensor
     y: Tensor
     points: Tensor
+    read: Tensor
+    how: str
     result: Evaluation
     survival: Survival
     weak: Vulnerability | None
     files: tuple[str, ...]
     within: Ball
+
+    @property
+    def fooled(self) -> Tensor:
+        """Which of the files fool the model, of images that it gets right, (n,)."""
+        return self.survival.after[self.how] & self.survival.counted
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,16 @@ def run(config: AttackConfig, *, progress: Progress | None = None) -> Report:
     if not subject.attacked:
         remedy = "Give its PyTorch form, or --attack square."
         raise ConfigError("model", "a model with gradients for this attack", "one without", remedy)
-    if subject.data.channels not in (1, 3):
-        raise ConfigError("data", "grey or RGB images", f"{subject.data.channels} channels", "Use evaluate for others.")
+    data = subject.data
+    if data.channels not in (1, 3):
+        raise ConfigError("data", "grey or RGB images", f"{data.channels} channels", "Use evaluate for others.")
+    if config.cells is not None and any(cells > side for cells, side in zip(config.cells, data.size, strict=True)):
+        raise ConfigError("grid", f"at most {data.size[0]}x{data.size[1]} cells", config.grid or "", "Make it coarser.")
     found = attacked(subject, config, progress or Quiet())
     return report(subject, config, found)
 
 
-def attacked(subject: Subject, config: AttackConfig, progress: Progress) -> Attacked:
+def attacked(subject: Subject[AttackConfig], config: AttackConfig, progress: Progress) -> Attacked:
     """All that is measured, and the files."""
     model, device = subject.loaded.model, subject.ground.device
     batch = subject.data.batch(range(len(subject.data))).to(device)
@@ -97,20 +110,25 @@ def attacked(subject: Subject, config: AttackConfig, progress: Progress) -> Atta
         )  # fmt: skip
     assert result.points is not None
     points = on_levels(result.points.to(x), x, within)
-    survival = surviving(
-        model, x, y, result.points.to(x), quality=tuple(sorted({95, 75, 50, config.quality}, reverse=True))
-    )
+    survival = surviving(model, x, y, points, quality=tuple(sorted({95, 75, 50, config.quality}, reverse=True)))
+    survival = replace(survival, before=~result.robust_correct.to(y.device))
     weak = None
     if config.cells is not None:
         with progress.stage("map", len(x)) as stage:
             weak = vulnerability(
                 model, x, y, cells=config.cells, seed=config.seed, batch_size=config.batch_size, progress=counted(stage)
             )
-    return Attacked(x, y, points, result, survival, weak, _written(config, points, y), within)
+    lossy = config.save == "jpeg"
+    read = saved(points, "jpeg", quality=config.quality) if lossy else points
+    how = f"jpeg {config.quality}" if lossy else "png"
+    return Attacked(x, y, points, read, how, result, survival, weak, _written(config, points, y), within)
 
 
 def _written(config: AttackConfig, points: Tensor, y: Tensor) -> tuple[str, ...]:
-    """The adversarial images as files, named by their place and true class."""
+    """The adversarial images as files, named by their place and true class; those of an earlier attack are removed."""
+    for old in (config.out / IMAGES).glob(f"{'[0-9]' * 5}_class*.*"):
+        if re.fullmatch(r"\d{5}_class\d+\.(png|jpeg)", old.name):
+            old.unlink()
     if config.save == "none":
         return ()
     made = []

@@ -7,20 +7,23 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ..core.errors import ConfigError
-from .config import EvaluateConfig
+from .config import SubjectConfig
+from .settings import Fractions
 
 
-class AttackConfig(EvaluateConfig):
+class AttackConfig(SubjectConfig):
     """Attack images and keep what was found: pictures, files that can be read again, a map of where a model is weak."""
 
     count: int | None = Field(64, ge=1)
     """Attack so many images, drawn at random; `None` for all."""
-    lints: bool = False
-    """Look for signs that the attack, and not the model, is what failed."""
+    eps: Fractions = (8 / 255,)
+    """Its radius, for inputs in [0, 1]: one. For several: shaketable evaluate."""
+    search: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 may be faster; what it finds is confirmed in float32. How much it misses: shaketable evaluate."""
     rounding: Literal["end", "loop"] = "end"
     """Bring points to the 256 levels of 8 bits after the attack, or at every step of it."""
     save: Literal["png", "jpeg", "none"] = "png"
-    """Write the adversarial images as files, and read them again."""
+    """Write the adversarial images as files, and read them again; those of an earlier attack in the folder are removed."""
     quality: Annotated[int, Field(ge=1, le=95)] = 95
     """Of JPEG files."""
     grid: str | None = None

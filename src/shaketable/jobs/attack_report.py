@@ -31,14 +31,14 @@ from .evaluate import Subject
 from .ground import config_of
 
 
-def report(subject: Subject, config: AttackConfig, found: Attacked) -> Report:
+def report(subject: Subject[AttackConfig], config: AttackConfig, found: Attacked) -> Report:
     """All of it."""
     result, (radius,) = found.result, config.eps
     success = Rate(int((result.clean_correct & ~result.robust_correct).sum()), int(result.clean_correct.sum()))
-    kept = found.survival.rate("png")
-    findings = tuple(
-        Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy)
-        for f in (*subject.contract.findings, *result.findings)
+    kept = found.survival.rate(found.how)
+    findings = (
+        *subject.findings,
+        *(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy) for f in result.findings),
     )
     where = "" if config.region is None else f", in {config.region}"
     return Report(
@@ -47,13 +47,13 @@ def report(subject: Subject, config: AttackConfig, found: Attacked) -> Report:
         summary=(
             f"Of {success.n} images of {subject.data.name} that {subject.loaded.name} gets right, {config.attack} "
             f"({config.norm}, eps {radius:.4g}{where}) fools it on {100 * success.value:.1f} %.",
-            f"Saved with 8 bits, {100 * kept.value:.1f} % still do.",
+            f"Saved with 8 bits, {'as JPEG, ' if config.save == 'jpeg' else ''}{100 * kept.value:.1f} % still do.",
             *([f"{len(found.files)} images are in the folder images beside this report."] if found.files else []),
         ),
         verdict=verdict_of(findings),
         headline=(
             rate_metric("Success", success, note=f"{config.norm}, eps {radius:.4g}"),
-            rate_metric("Success after saving", kept, note="PNG, rounded to 256 levels"),
+            rate_metric("Success after saving", kept, note=_form(config)),
         ),
         findings=findings,
         sections=(_success(config, found, success), _saving(found), *_pictures(config, found), *_map(config, found)),
@@ -70,8 +70,7 @@ def report(subject: Subject, config: AttackConfig, found: Attacked) -> Report:
 
 
 def _success(config: AttackConfig, found: Attacked, success: Rate) -> Section:
-    fooled = (found.result.clean_correct & ~found.result.robust_correct).to(found.x.device)
-    delta = (found.points.double() - found.x.double())[fooled]
+    delta = (found.read.double() - found.x.double())[found.fooled]
     flat = delta.flatten(1)
     positions = (delta != 0).any(1).flatten(1).double().mean(1) if len(delta) else torch.zeros(0)
     sizes = {"L0, share of pixels changed": positions, "L2": flat.norm(dim=1)}
@@ -80,34 +79,51 @@ def _success(config: AttackConfig, found: Attacked, success: Rate) -> Section:
     metrics = [rate_metric("Clean accuracy", found.result.clean), rate_metric("Success", success)]
     metrics += [mean_metric(name, mean(values.tolist())) for name, values in sizes.items() if len(values)]
     text = (
-        "Norms of the saved perturbations that fool the model, over the whole image. An attack that stops at the first success "
+        "Norms of the saved images that fool the model, over the whole image. An attack that stops at the first success "
         "leaves smaller ones than it may."
     )
-    if config.region is not None and found.within.mask is not None:
-        share = torch.as_tensor(found.within.mask).double().mean()
-        text += (
-            f" The region has {100 * float(share):.1f} % of the entries; every pixel outside is as it was, to the bit."
-        )
+    mask = found.within.mask
+    if mask is not None:
+        text += f" The region has {100 * float(torch.as_tensor(mask).double().mean()):.1f} % of the entries"
+        text += "." if config.save == "jpeg" else "; every pixel outside is as it was, to the bit."
+    if config.save == "jpeg":
+        text += f" {_left(found)}"
     return Section(title="Success", text=text, metrics=tuple(metrics))
+
+
+def _form(config: AttackConfig) -> str:
+    """How the images were saved."""
+    return f"JPEG, quality {config.quality}" if config.save == "jpeg" else "PNG, rounded to 256 levels"
+
+
+def _left(found: Attacked) -> str:
+    """What JPEG did to ball and region."""
+    ball = found.within.on(found.x)
+    size = torch.as_tensor(ball.size(found.read - found.x, found.x)).double()
+    radius = torch.as_tensor(ball.radius, device=size.device).double()
+    said = f"JPEG changes all of an image: {int((size > radius * (1 + 1e-6)).sum())} of {len(size)} files lie outside the ball"
+    if found.within.mask is None:
+        return f"{said}."
+    moved = (found.read != found.points) & (torch.as_tensor(ball.mask) == 0)
+    return f"{said}, {int(moved.flatten(1).any(1).sum())} differ outside the region too."
 
 
 def _saving(found: Attacked) -> Section:
     rows: list[tuple[Any, ...]] = [("as the attack left them", found.survival.rate(), None)]
     rows += [(how, found.survival.rate(how), found.survival.rate(how, clean=True)) for how in found.survival.after]
     text = (
-        "The attack's images written to files and read again. PNG is rounding to 256 levels alone; JPEG changes clean images "
-        "too, and the share of those that it alone makes wrong is beside it."
+        "The attack's images brought to the 256 levels inside the ball, written to files and read again. PNG loses nothing "
+        "more; JPEG changes clean images too, and the share of those that it alone makes wrong is beside it."
     )
     table = Table(title="After saving", columns=("How", "Fools the model", "Clean images made wrong"), rows=tuple(rows))
     return Section(title="What survives saving", text=text, tables=(table,))
 
 
 def _pictures(config: AttackConfig, found: Attacked) -> list[Section]:
-    fooled = torch.nonzero(found.result.clean_correct & ~found.result.robust_correct)[:, 0][: config.shown]
-    if not len(fooled):
+    rows = torch.nonzero(found.fooled)[:, 0][: config.shown]
+    if not len(rows):
         return []
-    rows = fooled.to(found.x.device)
-    clean, adversarial = found.x[rows], found.points[rows]
+    clean, adversarial = found.x[rows], found.read[rows]
     strip = picture(
         [list(clean), list(adversarial), [amplified(d) for d in adversarial - clean]], title="Images that fool the model",
         description=f"{len(rows)} images; first as they were, then perturbed, then the difference, amplified.",

@@ -9,11 +9,11 @@ from pydantic import Field
 from .settings import Fraction, Fractions, Norm, Settings
 from .train_config import TrainConfig
 
-__all__ = ["DemoConfig", "EvaluateConfig", "TrainConfig"]
+__all__ = ["DemoConfig", "EvaluateConfig", "SubjectConfig", "TrainConfig"]
 
 
-class EvaluateConfig(Settings):
-    """Measure a model's clean and robust accuracy."""
+class SubjectConfig(Settings):
+    """A model, images, and an attack: what `evaluate` and `attack` share."""
 
     model: tyro.conf.Positional[str]
     """A run's folder, .safetensors, .pt, .pt2, .onnx, timm:NAME, hf:NAME, or file.py:name."""
@@ -31,10 +31,6 @@ class EvaluateConfig(Settings):
     """Its radius, for inputs in [0, 1]; several, 0,2/255,4/255, give a curve."""
     region: str | None = None
     """Where images may change: centre:0.16, frame:0.28, box:8,8,20,20, ... Default: everywhere."""
-    lints: bool = True
-    """Look for signs that the attack, and not the model, is what failed."""
-    selftest: bool = False
-    """Plant adversarial examples that are there for certain, and see if the attack finds them."""
     search: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 may be faster; what it finds is confirmed in float32, and the difference measured on 100 images."""
     batch_size: int | None = Field(None, ge=1)
@@ -51,6 +47,15 @@ class EvaluateConfig(Settings):
     """A JSON file with the classes' names, in the model's order."""
     trust: bool = False
     """Load a file even though loading it may run code."""
+
+
+class EvaluateConfig(SubjectConfig):
+    """Measure a model's clean and robust accuracy."""
+
+    lints: bool = True
+    """Look for signs that the attack, and not the model, is what failed."""
+    selftest: bool = False
+    """Plant adversarial examples that are there for certain, and see if the attack finds them."""
     out: Path = Path("runs/evaluate")
     """Where the report goes, and every finished batch: the same command goes on where it was stopped."""
 

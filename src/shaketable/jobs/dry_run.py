@@ -14,7 +14,7 @@ from ..attacks import evaluate
 from ..attacks.batches import usual_size
 from ..core import ConfigError
 from ..runs import duration
-from .config import DemoConfig, EvaluateConfig, TrainConfig
+from .config import DemoConfig, SubjectConfig, TrainConfig
 from .flatness.config import FlatnessConfig
 from .flatness_study.config import FlatnessStudyConfig
 from .landscape.config import LandscapeConfig
@@ -56,7 +56,7 @@ def estimate(config: Any) -> Any:
     """
     if isinstance(config, TrainConfig):
         return _training(config)
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, SubjectConfig):
         return _evaluation(config)
     if isinstance(config, PseudolabelConfig):
         return _labelling(config)
@@ -136,7 +136,7 @@ def _training(config: TrainConfig, extra: int = 0) -> Estimate:
     return Estimate(steps * step + measured * an_image, _memory(prepared.ground.device), steps, step)
 
 
-def _evaluation(config: EvaluateConfig) -> Estimate:
+def _evaluation(config: SubjectConfig) -> Estimate:
     from .evaluate import prepare_evaluation
 
     subject = prepare_evaluation(config)

@@ -1,8 +1,9 @@
 """`shaketable evaluate MODEL`: clean and robust accuracy, after checking that model and data belong together."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from ..core import Ball, ConfigError, generator
 from ..data import Dataset, open_dataset, parts_of
 from ..models import Contract, Loaded, ModelSpec, check, load
 from ..plugins import names_code
-from ..report import Report
-from ..runs import Progress, Quiet, Stage
+from ..report import Finding, Report
+from ..runs import Interrupted, Progress, Quiet, Stage
 from .choices import choose, spec_for
-from .config import EvaluateConfig
-from .evaluate_kept import keeper_of
+from .config import EvaluateConfig, SubjectConfig
+from .evaluate_kept import FOLDER, keeper_of
 from .ground import Ground, counted, prepare
 from .robustbench import write_entry
 from .run_images import Chosen, own_images
@@ -29,11 +30,14 @@ LINTED, TESTED = 300, 32  # images that lints choose from, and that the self-tes
 COMPARED = 100  # images on which a search in bfloat16 is compared with one in float32
 
 
+Config = TypeVar("Config", bound=SubjectConfig)
+
+
 @dataclass(frozen=True)
-class Subject:
+class Subject(Generic[Config]):
     """A model and the images it is evaluated on, checked against each other; `note` says which images, where it must."""
 
-    config: EvaluateConfig
+    config: Config
     ground: Ground
     loaded: Loaded
     data: Dataset
@@ -47,8 +51,20 @@ class Subject:
         """Whether the attack can be made: on a model without gradients only one that needs none."""
         return self.loaded.gradients or not getattr(self.attack, "gradients", True)
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Those of the contract, and of a ball that holds every image."""
+        entries, radius = self.data.channels * math.prod(self.data.size), max(self.config.eps)
+        whole = {"linf": 1.0, "l2": entries**0.5, "l1": float(entries), "l0": float(entries)}[self.config.norm]
+        made = [Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy) for f in self.contract.findings]
+        if radius >= whole:
+            message = f"The ball of radius {radius:g} holds every image there is: inputs are in [0, 1]."
+            remedy = "If levels of 8 bits were meant, divide: --eps 8/255."
+            made.append(Finding(level="info", code="whole-box", message=message, remedy=remedy))
+        return tuple(made)
 
-def prepare_evaluation(config: EvaluateConfig) -> Subject:
+
+def prepare_evaluation(config: Config) -> Subject[Config]:
     """Load the model and the data, and check the contract between them.
 
     Raises:
@@ -112,14 +128,22 @@ def run(config: EvaluateConfig, *, progress: Progress | None = None) -> Report:
 
     subject = prepare_evaluation(config)
     shown = progress or Quiet()
-    with shown.stage("evaluate", len(config.eps) * len(subject.data)) as stage:
-        found = evaluated(subject, stage)
+    try:
+        with shown.stage("evaluate", len(config.eps) * len(subject.data)) as stage:
+            found = evaluated(subject, stage)
+    except KeyboardInterrupt:
+        kept = (
+            f"finished batches are kept in {config.out}: run it again to go on"
+            if (config.out / FOLDER).is_dir()
+            else ""
+        )
+        raise Interrupted(f"Stopped; {kept or 'nothing was finished'}.") from None
     made = report(subject, found)
     write_entry(subject, found)
     return made
 
 
-def evaluated(subject: Subject, stage: Stage) -> Evaluated:
+def evaluated(subject: Subject[EvaluateConfig], stage: Stage) -> Evaluated:
     """The evaluation; a model without gradients is looked at without an attack that needs them."""
     config, attack, within = subject.config, subject.attack, subject.within
     model, data = subject.loaded.model, subject.data
@@ -150,7 +174,7 @@ def evaluated(subject: Subject, stage: Stage) -> Evaluated:
     return Evaluated(found, lints, planted, half, 0 if keeper is None else keeper.found, misfits)
 
 
-def _misfits(subject: Subject) -> tuple[str, ...]:
+def _misfits(subject: Subject[EvaluateConfig]) -> tuple[str, ...]:
     """What the conformance suite has against an attack of the user's own."""
     from ..testing import ConformanceError, check_attack
 
@@ -163,7 +187,7 @@ def _misfits(subject: Subject) -> tuple[str, ...]:
     return ()
 
 
-def _on_region(subject: Subject) -> tuple[Ball, Dataset | Tensor, Tensor | None]:
+def _on_region(subject: Subject[EvaluateConfig]) -> tuple[Ball, Dataset | Tensor, Tensor | None]:
     """The ball on its region; with a region for each image also all of them as one tensor."""
     config, data, device = subject.config, subject.data, subject.ground.device
     model, within = subject.loaded.model, subject.within
@@ -179,7 +203,7 @@ def _on_region(subject: Subject) -> tuple[Ball, Dataset | Tensor, Tensor | None]
     return replace(within, mask=torch.cat(masks)), torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
 
 
-def _images(config: EvaluateConfig) -> Chosen:
+def _images(config: SubjectConfig) -> Chosen:
     """The part that is asked for: the data's own, else that of the model's run, else all images, which the report says."""
     own = None if config.split == "all" else own_images(config.model, config.data, config.split, size=config.size)
     if own is not None:
@@ -194,7 +218,7 @@ def _images(config: EvaluateConfig) -> Chosen:
     )  # fmt: skip
 
 
-def _spec(config: EvaluateConfig, data: Dataset) -> ModelSpec | None:
+def _spec(config: SubjectConfig, data: Dataset) -> ModelSpec | None:
     """The architecture of a bare state dict, for these images."""
     if config.architecture is None:
         return None

@@ -22,6 +22,7 @@ from ..report import (
 )
 from ..stats import Rate
 from .command import command_of
+from .config import EvaluateConfig
 from .evaluate import Evaluated, Subject
 from .ground import config_of
 
@@ -29,7 +30,7 @@ HEADLINE = 5  # radii among the key numbers
 _SAME = {"gradients": ("no-gradient", "zero-gradient", "bad-gradient")}  # lints that the contract makes too
 
 
-def report(subject: Subject, found: Evaluated) -> Report:
+def report(subject: Subject[EvaluateConfig], found: Evaluated) -> Report:
     """All of it."""
     config, loaded = subject.config, subject.loaded
     findings = _findings(subject, found)
@@ -59,7 +60,7 @@ def report(subject: Subject, found: Evaluated) -> Report:
     )
 
 
-def _summary(subject: Subject, found: Evaluated) -> tuple[str, ...]:
+def _summary(subject: Subject[EvaluateConfig], found: Evaluated) -> tuple[str, ...]:
     config, clean = subject.config, found.curve.clean
     lines = [f"{subject.loaded.name} is right on {100 * clean.value:.1f} % of {clean.n} images of {subject.data.name}."]
     lines += [subject.note] if subject.note else []
@@ -88,14 +89,14 @@ def _summary(subject: Subject, found: Evaluated) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _headline(subject: Subject, found: Evaluated) -> tuple[Metric, ...]:
+def _headline(subject: Subject[EvaluateConfig], found: Evaluated) -> tuple[Metric, ...]:
     made = [rate_metric("Clean accuracy", found.curve.clean)]
     if subject.attacked:
         made += _rates(subject, found)
     return tuple(made[: 1 + HEADLINE])
 
 
-def _rates(subject: Subject, found: Evaluated) -> list[Metric]:
+def _rates(subject: Subject[EvaluateConfig], found: Evaluated) -> list[Metric]:
     config, curve = subject.config, found.curve
     several = len(curve.radii) > 1
     return [
@@ -108,7 +109,7 @@ def _rates(subject: Subject, found: Evaluated) -> list[Metric]:
     ]
 
 
-def _accuracy(subject: Subject, found: Evaluated) -> Section:
+def _accuracy(subject: Subject[EvaluateConfig], found: Evaluated) -> Section:
     curve, first = found.curve, found.curve.evaluations[0]
     metrics = [rate_metric("Clean accuracy", curve.clean), mean_metric("Clean loss", first.clean_loss)]
     if subject.attacked:
@@ -137,7 +138,7 @@ def _by_attack(found: Evaluated) -> list[Table]:
     return made
 
 
-def _chart(subject: Subject, found: Evaluated) -> Chart:
+def _chart(subject: Subject[EvaluateConfig], found: Evaluated) -> Chart:
     curve = found.curve
     low, high = zip(*(rate.interval for rate in curve.rates), strict=True)
     values = tuple(rate.value for rate in curve.rates)
@@ -150,7 +151,7 @@ def _chart(subject: Subject, found: Evaluated) -> Chart:
     )  # fmt: skip
 
 
-def _by_class(subject: Subject, found: Evaluated) -> Table:
+def _by_class(subject: Subject[EvaluateConfig], found: Evaluated) -> Table:
     """Clean and robust accuracy of each class, at each radius."""
     labels, curve, rows = subject.data.labels, found.curve, []
     columns = [f"Robust at {r:.4g}" for r in curve.radii] if len(curve.radii) > 1 else ["Robust accuracy"]
@@ -179,12 +180,11 @@ def _checks(lints: Lints | None, selftest: SelfTest | None) -> Sequence[Section]
     return (Section(title="Can the evaluation be believed?", text=" ".join(text.split()), tables=(table,)),)
 
 
-def _findings(subject: Subject, found: Evaluated) -> tuple[Finding, ...]:
+def _findings(subject: Subject[EvaluateConfig], found: Evaluated) -> tuple[Finding, ...]:
     loaded, data = subject.loaded, subject.data
-    made = [
-        Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy)
-        for f in (*subject.contract.findings, *(found.curve.findings if subject.attacked else ()))
-    ]
+    made = list(subject.findings)
+    for f in found.curve.findings if subject.attacked else ():
+        made.append(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy))
     known = {f.code for f in made}
     for f in (*(found.lints.findings if found.lints else ()), *([found.selftest.finding] if found.selftest else [])):
         if f is not None and f.code not in known and not known & set(_SAME.get(f.code, ())):

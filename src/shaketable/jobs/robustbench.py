@@ -7,19 +7,20 @@ from ..attacks import AutoAttack
 from ..files import write_atomically
 
 if TYPE_CHECKING:
+    from .config import EvaluateConfig
     from .evaluate import Evaluated, Subject
 
 FILE = "robustbench.json"
 
 
-def write_entry(subject: "Subject", found: "Evaluated") -> None:
+def write_entry(subject: "Subject[EvaluateConfig]", found: "Evaluated") -> None:
     """Write robustbench.json beside the report of a standard AutoAttack; of other attacks nothing, as its rules say."""
     entry = entry_of(subject, found)
     if entry is not None:
         write_atomically(subject.config.out / FILE, (json.dumps(entry, indent=2) + "\n").encode())
 
 
-def entry_of(subject: "Subject", found: "Evaluated") -> dict[str, Any] | None:
+def entry_of(subject: "Subject[EvaluateConfig]", found: "Evaluated") -> dict[str, Any] | None:
     """The fields of RobustBench's model_info files (Croce et al. 2021); what only the authors know is left empty.
 
     Accuracies are texts in % with two digits, eps as it stands on the command line's report, of the largest radius.

@@ -31,6 +31,8 @@ Fraction = Annotated[
 def numbers(value: Any) -> tuple[float, ...]:
     """Numbers, also as one text with commas: "0,2/255,4/255"."""
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not parts:
+        raise ConfigError("numbers", "one number at least", "none", "Write 8/255, or several with commas between them.")
     return tuple(float(number(part)) for part in parts)
 
 
@@ -40,7 +42,7 @@ def listed(values: tuple[float, ...]) -> float | str:
 
 
 Fractions = Annotated[
-    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=1), BeforeValidator(numbers),
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], BeforeValidator(numbers),
     PlainSerializer(listed), tyro.constructors.PrimitiveConstructorSpec(
         nargs=1, metavar="FLOAT|FRACTION[,...]", instance_from_str=lambda texts: numbers(texts[0]),
         is_instance=lambda value: isinstance(value, tuple | int | float),
@@ -55,7 +57,9 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 class Settings(BaseModel):
     """What all verbs take."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     seed: int = 0
     """Of everything that is drawn."""

@@ -15,7 +15,7 @@ from ..core import Ball, ConfigError, ModelError, generator
 from ..data import Dataset, open_dataset, parts_of
 from ..models import Contract, check
 from ..report import Report
-from ..runs import Cell, Ledger, Progress, Quiet, Task, fill
+from ..runs import Cell, Ledger, Outcome, Progress, Quiet, Task, fill
 from .choices import choose, code_of
 from .flatness.cells import ImagePlace, ModelPlace, images_at, model_at, model_hash
 from .ground import Ground, prepare
@@ -96,10 +96,7 @@ def run(config: TransferConfig, *, progress: Progress | None = None) -> Report:
         progress=progress, label="transfer",
     )  # fmt: skip
     found = {key: outcomes[task.cell.key] for key, task in job.tasks.items()}
-    failed = [f"{name}, {region}: {o.error}" for (name, region), o in found.items() if o.result is None]
-    if failed:
-        more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise ConfigError("transfer", "attacks that run", f"{failed[0]}{more}", "Correct it; what was done is kept.")
+    _require_done(found)
     return report(job, matrix_of(job, {key: dict(o.result or {}) for key, o in found.items()}))
 
 
@@ -111,6 +108,15 @@ def matrix_of(job: Job, rows: Mapping[tuple[str, str], dict[str, Any]]) -> Trans
         regions = {name: part for row in parts for name, part in row["regions"].items()}
         made.append(parts[0] | {"regions": regions})
     return collected(made)
+
+
+def _require_done(found: Mapping[tuple[str, str], Outcome]) -> None:
+    """Raise a `ConfigError` with the first error of a cell, if there is one."""
+    failed = [f"{name}, {region}: {o.error}" for (name, region), o in found.items() if o.result is None]
+    if failed:
+        more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
+        said = f"{failed[0].removesuffix('.')}{more}"
+        raise ConfigError("transfer", "attacks that run", said, "Correct it; what was done is kept.")
 
 
 def measure(arguments: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:

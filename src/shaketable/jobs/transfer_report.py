@@ -1,6 +1,5 @@
 """The report of `shaketable transfer`: matrices, regions compared image by image, survival, what the sources themselves did."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,10 +62,14 @@ def report(job: Job, found: Transfer) -> Report:
 
 
 def _headline(found: Transfer) -> tuple[Metric, ...]:
-    return tuple(
-        mean_metric(f"Transfer, {name}", found.mean(name), note=f"mean of {len(found.pairs)} pairs")
-        for name in found.regions[:6]
-    )
+    """The mean rate of each region, of which at least one image counts."""
+    made = list[Metric]()
+    for name in found.regions[:6]:
+        mean, note = found.mean(name), f"mean of {len(found.pairs)} pairs"
+        if mean.n:
+            alike = f", Wilson interval of {mean.n} images" if mean.value in (0, 1) else ""
+            made.append(mean_metric(f"Transfer, {name}", mean, note=note + alike))
+    return tuple(made)
 
 
 def _matrices(found: Transfer) -> Section:
@@ -122,7 +125,8 @@ def _regions(found: Transfer) -> Section:
     text = (
         f"A region's norm over {first}'s, at the first step at which each succeeded, paired: on the images (and pairs of "
         "models) on which both did. Below 1 is smaller. Successes at the first step in both are left out, since there the "
-        "ratio is that of the areas. Where the two succeed on very different shares, what is common is a selection."
+        "ratio is that of the areas. Where the two succeed on very different shares, what is common is a selection. 95 % "
+        "intervals by bootstrap over images; from 0 to infinity of one image."
     )
     columns = ("Region", "When", "Norm", "Ratio", "Common", "Region succeeds", f"{first} succeeds", "At step 1")
     return Section(
@@ -133,7 +137,7 @@ def _regions(found: Transfer) -> Section:
 
 
 def _ratio(ratio: Ratio) -> tuple[Any, ...]:
-    value = ratio.value if ratio.common and math.isfinite(ratio.value.low) else None
+    value = ratio.value if ratio.common else None
     return value, ratio.common, ratio.first, ratio.second, ratio.at_once
 
 

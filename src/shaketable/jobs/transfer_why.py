@@ -35,8 +35,9 @@ def why(found: Transfer) -> Section:
         columns = ("Region", *(f"by step {step}" for step in steps))
         tables.append(Table(title="Fooled at some step so far, %", columns=columns, rows=rows))
     text = (
-        "Means over pairs, intervals by bootstrap over images. Where the rate lives in the lowest quarter, in a few images or "
-        "on one target, it says more of these than of the perturbation."
+        "Means over pairs, 95 % intervals by bootstrap over images; of 0 and 100 %, where resamples do not vary, the Wilson "
+        "interval of the images; none where the spread is unknown. Where the rate lives in the lowest quarter, in a few "
+        "images or on one target, it says more of these than of the perturbation."
     )
     return Section(title="What it depends on", text=text, tables=tuple(tables))
 
@@ -47,7 +48,7 @@ def _carriers(found: Transfer, region: str) -> str:
 
 
 def _known(mean: Mean) -> Any:
-    """A mean of rates in per cent; None where an interval needs more images."""
+    """A mean of rates in per cent; None where its spread is unknown: one image, or resamples that do not vary."""
     if not math.isfinite(mean.high - mean.low):
         return None
     return replace(mean, **{name: 100 * getattr(mean, name) for name in ("value", "low", "high", "deviation")})

@@ -1,5 +1,7 @@
 """A transfer report in words: what was found, and how."""
 
+import math
+
 from ..attacks.transfer_matrix import Transfer
 from ..stats import Mean
 from .transfer import Job
@@ -30,7 +32,10 @@ def summary(job: Job, found: Transfer) -> tuple[str, ...]:
             f"; L2 x{_times(ratio.value)} of {first}'s on the source"
         )  # fmt: skip
         lines.append(f"{name}: {_percent(found.mean(name))}{norm}.")
-    lines.append("Intervals are 95 %, by bootstrap over images, each with all its pairs.")
+    lines.append(
+        "Intervals are 95 %, by bootstrap over images, each with all its pairs; of 0 and 100 %, where resamples do not vary, "
+        "they are Wilson intervals of the images."
+    )
     return tuple(lines)
 
 
@@ -50,8 +55,14 @@ def how(job: Job) -> str:
 
 
 def _percent(value: Mean) -> str:
+    if not value.n:
+        return "an unknown share (no image that both get right)"
+    if not math.isfinite(value.high - value.low):
+        return f"{100 * value.value:.1f} % (interval unknown)"
     return f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def _times(value: Mean) -> str:
+    if not math.isfinite(value.high):
+        return f"{value.value:.2f} (interval unknown)"
     return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"

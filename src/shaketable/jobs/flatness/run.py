@@ -120,7 +120,10 @@ def measured_of(job: Job, outcomes: Mapping[str, Outcome]) -> tuple[Measured, ..
     if len(errors) == len(made):
         more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
-            "measures", "at least one that can be measured", f"an error{more}: {errors[0]}", "Correct it."
+            "measures",
+            "at least one that can be measured",
+            f"an error{more}: {errors[0].removesuffix('.')}",
+            "Correct it.",
         )
     return tuple(made)
 
