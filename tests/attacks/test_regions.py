@@ -211,6 +211,9 @@ def test_texts_are_read() -> None:
     assert torch.equal(made("grid:2x4:5"), regions.cell(s, 2, 4, 5))
     assert torch.equal(made("gradient:0.25:2x2"), regions.by_gradient(model, x, y, 0.25, cells=(2, 2)))
     assert torch.equal(made("trial:0.25:2x2"), regions.by_trial(model, x, y, 0.25, cells=(2, 2)))
+    few = x[..., :5, :3]
+    found = regions.region_of("trial:0.2")(lambda z: z.flatten(1)[:, :4], few, y, generator(0))
+    assert found.shape[-2:] == (5, 3)  # as many cells as pixels, where a side has fewer than eight
     assert torch.equal(made("polygon:0,0;0,4;4,4"), regions.polygon(s, [(0, 0), (0, 4), (4, 4)]))
     left, top, disc = regions.box(s, (0, 0, 6, 4)), regions.box(s, (0, 0, 3, 8)), regions.circle(s, (3, 4), 2)
     assert torch.equal(made("box:0,0,6,4 & !box:0,0,3,8 + circle:3,4,2"), (left & ~top) | disc)

@@ -55,6 +55,13 @@ def test_the_lints_are_in_the_report_and_an_honest_model_passes(run_folder: str,
     assert {"random", "noise", "search", "monotone", "selftest"} <= set(rows)
 
 
+def test_what_has_no_meaning_at_radius_0_is_said_to_be_left_out(run_folder: str, tmp_path: Path) -> None:
+    report = evaluated(run_folder, tmp_path, "--eps", "0", "--selftest")
+    assert "The self-test was not run: in a ball of radius 0 nothing can be planted." in report.summary
+    whole = evaluated(run_folder, tmp_path, "--eps", "8", "--no-lints", "--attack", "pgd(steps=1)")
+    assert [f.code for f in whole.findings if f.level == "info"] == ["whole-box"]
+
+
 def test_a_broken_defence_is_found_and_strict_exits_1(run_folder: str, tmp_path: Path) -> None:
     code = tmp_path / "broken.py"
     code.write_text(BROKEN.format(path=run_folder))

@@ -111,7 +111,7 @@ def test_pointing_at_a_chart_shows_value_and_interval(drawn: Visit) -> None:
     seen.quiet()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])
 def test_every_text_is_legible_in_both_themes_and_after_the_switch(visit, scheme: str) -> None:
     seen = visit(color_scheme=scheme).drawn()
     shades = []
@@ -132,7 +132,7 @@ def test_every_text_is_legible_in_both_themes_and_after_the_switch(visit, scheme
     seen.quiet()
 
 
-@pytest.mark.parametrize("name", ["demo", "hostile"])
+@pytest.mark.parametrize("name", [pytest.param("demo", marks=pytest.mark.full), "hostile"])
 def test_the_page_never_scrolls_sideways(visit, name: str) -> None:
     seen = visit(name).drawn()
     for width in (1440, 768, 390, 320):

@@ -118,8 +118,13 @@ def _read_gradient(words: list[str]) -> Maker:
 
 def _read_trial(words: list[str]) -> Maker:
     share, *rest = words
-    size, (cut,) = float(share), [_pair(text) for text in rest] or [(8, 8)]
-    return lambda model, x, y, generator: by_trial(model, x, y, size, cells=cut)
+    size, (given,) = float(share), [_pair(text) for text in rest] or [None]
+
+    def make(model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = x.shape[-2:]
+        return by_trial(model, x, y, size, cells=given or (min(8, height), min(8, width)))
+
+    return make
 
 
 REGIONS: dict[str, Kind] = {

@@ -10,6 +10,7 @@ from ..report import (
     Chart,
     Finding,
     Hashes,
+    Metric,
     Picture,
     Report,
     Section,
@@ -52,7 +53,7 @@ def report(subject: Subject[AttackConfig], config: AttackConfig, found: Attacked
         ),
         verdict=verdict_of(findings),
         headline=(
-            rate_metric("Success", success, note=f"{config.norm}, eps {radius:.4g}"),
+            _rate(config, success),
             rate_metric("Success after saving", kept, note=_form(config)),
         ),
         findings=findings,
@@ -69,6 +70,10 @@ def report(subject: Subject[AttackConfig], config: AttackConfig, found: Attacked
     )
 
 
+def _rate(config: AttackConfig, success: Rate) -> Metric:
+    return rate_metric("Success", success, note=f"{config.norm}, eps {config.eps[0]:.4g}")
+
+
 def _success(config: AttackConfig, found: Attacked, success: Rate) -> Section:
     delta = (found.read.double() - found.x.double())[found.fooled]
     flat = delta.flatten(1)
@@ -76,7 +81,7 @@ def _success(config: AttackConfig, found: Attacked, success: Rate) -> Section:
     sizes = {"L0, share of pixels changed": positions, "L2": flat.norm(dim=1)}
     if len(flat):
         sizes["Linf"] = flat.abs().amax(1)
-    metrics = [rate_metric("Clean accuracy", found.result.clean), rate_metric("Success", success)]
+    metrics = [rate_metric("Clean accuracy", found.result.clean), _rate(config, success)]
     metrics += [mean_metric(name, mean(values.tolist())) for name, values in sizes.items() if len(values)]
     text = (
         "Norms of the saved images that fool the model, over the whole image. An attack that stops at the first success "

@@ -86,6 +86,8 @@ def _summary(subject: Subject[EvaluateConfig], found: Evaluated) -> tuple[str, .
         lines.append(
             f"Self-test: the attack found {found.selftest.found.hits} of {found.selftest.found.n} planted points."
         )
+    elif config.selftest and not max(config.eps) > 0:
+        lines.append("The self-test was not run: in a ball of radius 0 nothing can be planted.")
     return tuple(lines)
 
 

@@ -178,9 +178,10 @@ def replaced(value: Any, place: tuple[Any, ...], by: Any) -> Any:
     return changed
 
 
+@pytest.mark.parametrize("times", [30, pytest.param(120, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", ["models/model.json", "weights/model_weights_config.json"])
 def test_values_within_the_program(
-    name: str, exported_net: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, times: int, exported_net: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any value of the document replaced by another, often of another kind: no other exception, and no code runs."""
     monkeypatch.chdir(tmp_path)
@@ -190,7 +191,7 @@ def test_values_within_the_program(
     document = json.loads(entries[full])
     places = list(leaves(document))
 
-    @FAST
+    @settings(FAST, max_examples=times)
     @given(st.sampled_from(places), st.sampled_from(LEAVES))
     def check(place: tuple[Any, ...], by: Any) -> None:
         buffer = io.BytesIO()
