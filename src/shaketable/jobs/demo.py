@@ -56,7 +56,7 @@ def training_config(config: DemoConfig, name: str) -> TrainConfig:
         batch_size=min(50, config.train_count),
         evaluate_every=max(1, config.epochs // 12),
         evaluation="pgd(steps=20)",
-        curve_count=300,
+        curve_count=min(300, config.test_count),
         out=config.out / name.lower(),
         resume=config.resume,
     )
