@@ -93,7 +93,7 @@ def test_of_jpeg_files_all_that_is_said_is_of_the_files(run_folder: str, tmp_pat
     assert metric(report, "Linf").value == pytest.approx(
         float((read - x)[fooled].abs().amax((1, 2, 3)).double().mean()), abs=1e-6
     )
-    text = next(s for s in report.sections if s.title == "Success").text
+    text = next(s for s in report.sections if s.title == "Success and size").text
     outside = int(((read - x).abs().amax((1, 2, 3)) > 0.2 + 1e-6).sum())
     assert f"{outside} of 12 files lie outside the ball" in text
     assert "12 differ outside the region" in text

@@ -93,7 +93,7 @@ def _success(config: AttackConfig, found: Attacked, success: Rate) -> Section:
         text += "." if config.save == "jpeg" else "; every pixel outside is as it was, to the bit."
     if config.save == "jpeg":
         text += f" {_left(found)}"
-    return Section(title="Success", text=text, metrics=tuple(metrics))
+    return Section(title="Success and size", text=text, metrics=tuple(metrics))
 
 
 def _form(config: AttackConfig) -> str:

@@ -95,6 +95,8 @@ def _table(groups: list[tuple[str, list[Metric]]]) -> "Table":
     table.add_column("n", justify="right", no_wrap=True)
     for title, metrics in groups:
         if title:
+            if table.row_count:
+                table.add_row()
             table.add_row(Text(visible(title), style="dim"))
         for metric in metrics:
             words = shown(metric, metric.unit)
