@@ -145,6 +145,7 @@ def test_what_shows_no_spread_is_unknown() -> None:
         assert (mean.low, mean.high) == (-math.inf, math.inf)
         ratio = made.ratio("again", "whole").value
         assert (ratio.low, ratio.value, ratio.high) == ((0.0, 1.0, math.inf) if made is one else (1.0, 1.0, 1.0))
+        assert "mean over pairs 33.3 % (interval unknown)" in str(made)
         same = made.ratio("whole", "whole").value
         assert (same.low, same.value, same.high) == (1.0, 1.0, 1.0)
     none = by_hand({pair: [True] * 4 for pair in PAIRS}, {name: [False] * 4 for name in "abc"})

@@ -1,5 +1,6 @@
 """A transfer matrix, in words."""
 
+import math
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
@@ -55,4 +56,6 @@ def _cell(rate: Rate) -> str:
 
 
 def _percent(mean: Mean) -> str:
+    if not math.isfinite(mean.high - mean.low):
+        return f"{100 * mean.value:.1f} % (interval unknown)" if mean.n else "none"
     return f"{100 * mean.value:.1f} % [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
