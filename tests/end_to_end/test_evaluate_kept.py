@@ -61,7 +61,9 @@ def evaluated(model: str, out: Path, *more: str, code: int = 0) -> Report:
     return read_json(out / "report.json")
 
 
-def test_one_that_was_stopped_goes_on_and_ends_the_same(model: str, tmp_path: Path) -> None:
+def test_one_that_was_stopped_goes_on_and_ends_the_same(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, log, last, out = (tmp_path / name for name in ("own.py", "log", "last", "out"))
     code.write_text(OWN.format(log=str(log), last=str(last)))
 
@@ -77,6 +79,8 @@ def test_one_that_was_stopped_goes_on_and_ends_the_same(model: str, tmp_path: Pa
     assert of_all >= 6  # four at the first radius
     last.write_text("5")
     assert evaluate(model, out, "--attack", f"{code}:Own") == 130
+    said = "".join(capsys.readouterr().err.split("\n"))
+    assert f"stopped: Stopped; finished batches are kept in {out}: run it again to go on." in said
     assert batches() == 6
     assert not (out / "report.json").exists()
     last.unlink()
@@ -132,3 +136,16 @@ def test_an_attack_that_does_not_keep_to_the_interface_is_a_finding(model: str, 
     assert "counts its passes" in finding.message
     fine = evaluated(model, tmp_path / "fine", "--attack", f"{code}:Own")
     assert not [f for f in fine.findings if f.code == "conformance"]
+
+
+def test_an_error_in_an_own_attack_names_its_file_and_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "raises.py"
+    code.write_text(
+        "def make():\n    def attack(model, x, y, within, *, generator):\n        raise ValueError('boo')\n    return attack\n"
+    )
+    assert evaluate(model, tmp_path / "out", "--attack", f"{code}:make") == 2
+    said = capsys.readouterr().err
+    assert f"error: ValueError: boo. It came through {code}, line 3; --debug shows where." in said.replace("\n", "")
+    assert "defect" not in said
