@@ -225,9 +225,10 @@ def _print_estimate(estimate: Any, options: Options) -> int:
 
 def _whose(error: Exception) -> str:
     """Whose mistake an unexpected error is: that of a file of the user's that it came through, or ours."""
-    ours = [str(Path(__file__).parent), *sysconfig.get_paths().values()]
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = [Path(__file__).parent, *libraries]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
-    theirs = [frame for frame in frames if not frame.filename.startswith(tuple(ours))]
+    theirs = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(home) for home in ours)]
     if not theirs:
         return "This is a defect of Shaketable"
     return f"It came through {theirs[-1].filename}, line {theirs[-1].lineno}"
