@@ -47,7 +47,7 @@ def _matrix(found: "Transfer", region: str, oracle: bool) -> list[str]:
         table.append([source, *cells])
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return [f"  {title}, mean over pairs {_percent(average)}", *(f"    {line}" for line in lines)]
+    return [f"  {title}, mean over pairs {percent(average)}", *(f"    {line}" for line in lines)]
 
 
 def _cell(rate: Rate) -> str:
@@ -55,7 +55,8 @@ def _cell(rate: Rate) -> str:
     return f"{100 * rate.value:.0f} [{100 * low:.0f}, {100 * high:.0f}] {rate.hits}/{rate.n}" if rate.n else "none"
 
 
-def _percent(mean: Mean) -> str:
+def percent(mean: Mean) -> str:
+    """A mean of rates with its interval, where that is known."""
     if not math.isfinite(mean.high - mean.low):
         return f"{100 * mean.value:.1f} % (interval unknown)" if mean.n else "none"
     return f"{100 * mean.value:.1f} % [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..report import (
     Chart,
-    Finding,
     Hashes,
     Metric,
     Picture,
@@ -29,6 +28,7 @@ from .attack import Attacked
 from .attack_config import AttackConfig
 from .command import command_of
 from .evaluate import Subject
+from .findings import reported
 from .ground import config_of
 
 
@@ -39,7 +39,7 @@ def report(subject: Subject[AttackConfig], config: AttackConfig, found: Attacked
     kept = found.survival.rate(found.how)
     findings = (
         *subject.findings,
-        *(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy) for f in result.findings),
+        *(reported(f) for f in result.findings),
     )
     where = "" if config.region is None else f", in {config.region}"
     return Report(

@@ -23,6 +23,7 @@ from ..report import (
 from ..stats import Mean, difference, mean, paired
 from .config import DemoConfig
 from .demo import Shown
+from .findings import reported
 from .ground import config_of
 from .train_report import curve_section
 from .train_report import findings as training_findings
@@ -239,7 +240,7 @@ def _findings(config: DemoConfig, shown: Sequence[Shown]) -> tuple[Finding, ...]
         made.append(Finding(level="info", code="few-draws", message=message, remedy="Use --flatness-samples 24."))
     for s in shown:
         for f in s.last.findings:
-            made.append(Finding(level=f.level, code=f.code, message=f"{s.name}: {f.message}", remedy=f.remedy))
+            made.append(reported(f, f"{s.name}: "))
     return tuple(made)
 
 

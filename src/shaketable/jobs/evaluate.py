@@ -21,6 +21,7 @@ from ..runs import Interrupted, Progress, Quiet, Stage
 from .choices import choose, spec_for
 from .config import EvaluateConfig, SubjectConfig
 from .evaluate_kept import FOLDER, keeper_of
+from .findings import reported
 from .ground import Ground, counted, prepare
 from .robustbench import write_entry
 from .run_images import Chosen, own_images
@@ -56,7 +57,7 @@ class Subject(Generic[Config]):
         """Those of the contract, and of a ball that holds every image."""
         entries, radius = self.data.channels * math.prod(self.data.size), max(self.config.eps)
         whole = {"linf": 1.0, "l2": entries**0.5, "l1": float(entries), "l0": float(entries)}[self.config.norm]
-        made = [Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy) for f in self.contract.findings]
+        made = [reported(f) for f in self.contract.findings]
         if radius >= whole:
             message = f"The ball of radius {radius:g} holds every image there is: inputs are in [0, 1]."
             remedy = "If levels of 8 bits were meant, divide: --eps 8/255."

@@ -24,6 +24,7 @@ from ..stats import Rate
 from .command import command_of
 from .config import EvaluateConfig
 from .evaluate import Evaluated, Subject
+from .findings import reported
 from .ground import config_of
 
 HEADLINE = 5  # radii among the key numbers
@@ -186,11 +187,11 @@ def _findings(subject: Subject[EvaluateConfig], found: Evaluated) -> tuple[Findi
     loaded, data = subject.loaded, subject.data
     made = list(subject.findings)
     for f in found.curve.findings if subject.attacked else ():
-        made.append(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy))
+        made.append(reported(f))
     known = {f.code for f in made}
     for f in (*(found.lints.findings if found.lints else ()), *([found.selftest.finding] if found.selftest else [])):
         if f is not None and f.code not in known and not known & set(_SAME.get(f.code, ())):
-            made.append(Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy))
+            made.append(reported(f))
     if found.misfits:
         message = f"{subject.config.attack} does not keep to the interface of attacks: {'; '.join(found.misfits)}."
         remedy = "Mend it; shaketable.testing.check_attack shows the same."

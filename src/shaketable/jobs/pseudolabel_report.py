@@ -23,6 +23,7 @@ from ..report import (
 )
 from ..stats import Rate, mean
 from .command import command_of
+from .findings import reported
 from .ground import config_of
 from .pseudolabel import FILE, Labelled, Labelling
 
@@ -159,7 +160,7 @@ def _findings(labelling: Labelling, labelled: Labelled) -> tuple[Finding, ...]:
     found = labelling.match
     made = list(labelling.chosen.findings)
     made += [
-        Finding(level=f.level, code=f.code, message=f.message, remedy=f.remedy)  # as of an evaluation
+        reported(f)  # as of an evaluation
         for f in found.contract.findings
     ]
     counts = torch.bincount(labelled.labels[labelled.kept], minlength=len(found.classes))

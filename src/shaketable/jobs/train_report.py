@@ -20,6 +20,7 @@ from ..runs import Progress
 from ..stats import Mean, Rate
 from ..training import Epoch
 from .finals import Final, accuracies, evaluate_final, final_metrics, overfitting, robust_gap
+from .findings import reported
 from .ground import config_of
 from .train import Trained
 from .train_config import TrainConfig
@@ -56,7 +57,7 @@ def report(trained: Trained, *, progress: Progress | None = None) -> Report:
 def _doubts(finals: Sequence[Final]) -> tuple[Finding, ...]:
     """What the evaluations themselves found suspicious."""
     return tuple(
-        Finding(level=f.level, code=f.code, message=f"{final.which} model, {part} images: {f.message}", remedy=f.remedy)
+        reported(f, f"{final.which} model, {part} images: ")
         for final in finals
         for part, done in (("test", final.test), ("training", final.train))
         if done is not None

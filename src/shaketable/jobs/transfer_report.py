@@ -19,6 +19,7 @@ from ..report import (
     verdict_of,
 )
 from .command import command_of
+from .findings import reported
 from .ground import config_of
 from .transfer import Job
 from .transfer_config import REGIONAL
@@ -238,11 +239,7 @@ def _how(job: Job) -> Section:
 
 
 def _findings(job: Job, found: Transfer) -> tuple[Finding, ...]:
-    made = [
-        Finding(level=f.level, code=f.code, message=f"{m.name}: {f.message}", remedy=f.remedy)
-        for m in job.models
-        for f in m.contract.findings
-    ]
+    made = [reported(f, f"{m.name}: ") for m in job.models for f in m.contract.findings]
     few = [(s, t) for s, t in found.pairs if sum(found.valid(s, t)) < FEW]
     if few:
         pairs = ", ".join(f"{s} to {t}" for s, t in few[:4])

@@ -3,6 +3,7 @@
 import math
 
 from ..attacks.transfer_matrix import Transfer
+from ..attacks.transfer_text import percent
 from ..stats import Mean
 from .transfer import Job
 from .transfer_config import REGIONAL
@@ -57,9 +58,7 @@ def how(job: Job) -> str:
 def _percent(value: Mean) -> str:
     if not value.n:
         return "an unknown share (no image that both get right)"
-    if not math.isfinite(value.high - value.low):
-        return f"{100 * value.value:.1f} % (interval unknown)"
-    return f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return percent(value)
 
 
 def _times(value: Mean) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ...report import Finding
+from ..findings import reported
 from .run import Job, Measured
 from .text import name_of
 
@@ -15,7 +16,7 @@ def findings(job: Job, measured: Sequence[Measured]) -> tuple[Finding, ...]:
     for subject in job.subjects:
         name = f"{subject.source.name}: " if several else ""
         for f in subject.contract.findings:
-            made.append(Finding(level=f.level, code=f.code, message=f"{name}{f.message}", remedy=f.remedy))
+            made.append(reported(f, name))
         made += _of_model(subject.source.name, [one for one in measured if one.measurement.subject is subject])
     unknown = [one for one in measured if "is not known" in one.measurement.images.note]
     if unknown:

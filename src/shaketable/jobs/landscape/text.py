@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from ...report import Finding
 from ...stats import Mean, mean
 from ..choices import parse
+from ..findings import reported
 from .plan import Job
 from .run import Drawn, value_of
 
@@ -135,7 +136,7 @@ def findings(job: Job, drawn: Sequence[Drawn]) -> tuple[Finding, ...]:
     for one in drawn:
         name = f"{one.name}: " if several else ""
         for f in one.picture.subject.contract.findings:
-            made.append(Finding(level=f.level, code=f.code, message=f"{name}{f.message}", remedy=f.remedy))
+            made.append(reported(f, name))
         made += _of_drawn(one)
     return tuple(made)
 
